@@ -1,0 +1,1 @@
+"""Tests with real programs, in network namespaces of their own; they need root."""

@@ -1,0 +1,17 @@
+"""The roles that C{twistd} lists."""
+
+from twisted.application.service import ServiceMaker
+
+udpLocal = ServiceMaker(
+    "udptunnel local end",
+    "udptunnel.tap.local",
+    "Take UDP in, as a SOCKS5 server and from fixed forwards, and carry it over TCP to udp-server.",
+    "udp-local",
+)
+
+udpServer = ServiceMaker(
+    "udptunnel server",
+    "udptunnel.tap.server",
+    "Take UDP out of the TCP links of udp-local, send it to its targets and carry the replies back.",
+    "udp-server",
+)

@@ -1,0 +1,292 @@
+"""
+Configuration: one frozen dataclass of plain values for each role.
+
+Command lines, .tac files, TOML files and embedding programs all fill these.
+Each field says what texts it accepts, so that one description serves every
+way in, and an error always names the option, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from udptunnel.errors import AddressError, ConfigError
+from udptunnel.wire.address import Address
+
+Config = TypeVar("Config")
+
+Reader = Callable[[str], Any]
+"""Turns a text into a value, or raises L{ValueError} with a text that says what is expected."""
+
+
+class Forward(NamedTuple):
+    """One C{--forward}: datagrams to C{listen} go to C{target}."""
+
+    listen: Address
+    target: Address
+
+    def __str__(self) -> str:
+        return f"{self.listen}={self.target}"
+
+
+# -- readers
+
+
+def anyText(text: str) -> str:
+    """Any text but none."""
+    if not text:
+        raise ValueError("a text that is not empty")
+    return text
+
+
+def oneOf(*words: str) -> Reader:
+    """One of some words."""
+
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(" or ".join(words))
+        return text
+
+    return read
+
+
+def integer(least: int, most: int) -> Reader:
+    """A whole number in a range."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\d{1,12}", text) or not least <= int(text) <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def number(least: float, most: float) -> Reader:
+    """A number in a range."""
+
+    def read(text: str) -> float:
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) or not least <= float(text) <= most:
+            raise ValueError(f"a number from {least:g} to {most:g}")
+        return float(text)
+
+    return read
+
+
+def address(text: str) -> Address:
+    """HOST:PORT."""
+    try:
+        return Address.parse(text)
+    except AddressError as error:
+        raise ValueError("HOST:PORT, an IPv6 address in brackets") from error
+
+
+def forward(text: str) -> Forward:
+    """LISTEN=TARGET."""
+    listen, _, target = text.partition("=")
+    try:
+        rule = Forward(Address.parse(listen), Address.parse(target))
+    except AddressError as error:
+        raise ValueError("LISTEN=TARGET, both HOST:PORT, such as 127.0.0.1:5353=9.9.9.9:53") from error
+    if rule.listen.isName or not rule.target.port:
+        raise ValueError("LISTEN=TARGET with a numeric host to listen at and a target port from 1 to 65535")
+    return rule
+
+
+# -- fields
+
+
+def option(default: Any, read: Reader, value: str, text: str) -> Any:
+    """
+    A field of a role's configuration.
+
+    @param default: its value if it is not given; a tuple makes it an option
+        that may be given several times.
+    @param value: how C{--help} names the value.
+    @param text: what C{--help} says.
+    """
+    return dataclasses.field(default=default, metadata={"read": read, "value": value, "text": text})
+
+
+def flag(text: str) -> Any:
+    """A field that is either given or not."""
+    return dataclasses.field(default=False, metadata={"text": text})
+
+
+def optionName(field: str) -> str:
+    """The option for a field: C{connectVia} becomes C{connect-via}."""
+    return re.sub("([A-Z])", r"-\1", field).lower()
+
+
+OFFLOAD = option("all", anyText, "NAMES", "Kernel abilities to use: all, none, or some of gro,gso,mmsg.")
+DELAY = option(
+    100.0,
+    number(0, 10_000),
+    "MS",
+    "Milliseconds that bytes may wait on the path beyond our own queue (sockets, proxies); 0: no limit.",
+)
+QUEUE_AGE = option(200.0, number(1, 60_000), "MS", "Milliseconds that a datagram may wait in a link's queue.")
+QUEUE_BYTES = option(4 << 20, integer(65_536, 1 << 30), "BYTES", "Bytes that may wait in a link's queue.")
+HEARTBEAT = option(5.0, number(0.1, 600), "S", "Seconds between heartbeats; a link is dead after three without answer.")
+NO_AUTH = flag("Listen beyond loopback although whoever can reach the port may use it.")
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """udp-local: takes UDP in, and wraps it."""
+
+    socks: str = option(
+        "tcp:1234:interface=127.0.0.1", anyText, "ENDPOINT", "Where the SOCKS5 server listens; none: no such server."
+    )
+    server: tuple[str, ...] = option(
+        ("tcp:127.0.0.1:3456",), anyText, "ENDPOINT", "Where udp-server is; with several, the next one if one fails."
+    )
+    via: Address | None = option(None, address, "HOST:PORT", "Reach udp-server through this SOCKS5 server.")
+    forward: tuple[Forward, ...] = option(
+        (), forward, "LISTEN=TARGET", "Send datagrams that come to LISTEN to TARGET, both HOST:PORT."
+    )
+    connectVia: Address | None = option(
+        None, address, "HOST:PORT", "Relay SOCKS5 CONNECT requests to this SOCKS5 server."
+    )
+    passwordFile: str | None = option(
+        None, anyText, "FILE", "Lines user:password; who uses the SOCKS5 server must know one of them."
+    )
+    links: int = option(1, integer(1, 64), "N", "TCP connections to udp-server.")
+    maxAssociations: int = option(16_384, integer(1, 1 << 20), "N", "UDP sources at once.")
+    offload: str = OFFLOAD
+    delay: float = DELAY
+    queueAge: float = QUEUE_AGE
+    queueBytes: int = QUEUE_BYTES
+    heartbeat: float = HEARTBEAT
+    insecureNoAuth: bool = NO_AUTH
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """udp-server: unwraps, and sends to the targets."""
+
+    listen: tuple[str, ...] = option(
+        ("tcp:3456:interface=127.0.0.1",), anyText, "ENDPOINT", "Where links are accepted."
+    )
+    egress: str = option("direct", oneOf("direct"), "HOW", "How targets are reached: direct.")
+    allow: tuple[str, ...] = option((), anyText, "CIDR", "Allow targets in this network, even if it is private.")
+    deny: tuple[str, ...] = option((), anyText, "CIDR", "Refuse targets in this network.")
+    denyPort: tuple[int, ...] = option(
+        (19, 25, 389, 1900, 11211),
+        integer(0, 65535),
+        "PORT",
+        "Refuse targets with this port, instead of the usual ones.",
+    )
+    maxSessions: int = option(1024, integer(1, 1 << 20), "N", "Sessions at once.")
+    maxLinks: int = option(64, integer(1, 1024), "N", "Links of one session at once.")
+    maxAssociations: int = option(16_384, integer(1, 1 << 20), "N", "Associations of one session at once.")
+    maxPorts: int = option(
+        0, integer(0, 1 << 20), "N", "External ports at once; 0: as many as there are descriptors, less a reserve."
+    )
+    lookups: int = option(4, integer(1, 1024), "N", "Names that one session may have resolved at the same time.")
+    lookupTimeout: float = option(2.0, number(0.1, 60), "S", "Seconds that resolving a name may take.")
+    offload: str = OFFLOAD
+    delay: float = DELAY
+    queueAge: float = QUEUE_AGE
+    queueBytes: int = QUEUE_BYTES
+    heartbeat: float = HEARTBEAT
+    insecureNoAuth: bool = NO_AUTH
+
+
+ROLES: dict[str, type[Any]] = {"udp-local": LocalConfig, "udp-server": ServerConfig}
+"""The roles that can be configured, by the name of their TOML table and twistd command."""
+
+
+# -- filling
+
+
+def fill(kind: type[Config], texts: Mapping[str, str | bool | Iterable[str]], base: Config | None = None) -> Config:
+    """
+    Make a configuration from texts.
+
+    @param texts: by field name; a list of texts for a field that may be given several times.
+    @param base: where the other fields come from, instead of the defaults.
+    @raise ConfigError: a text is not what its field accepts.
+    """
+    values = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        given = texts.get(field.name)
+        if given is not None:
+            values[field.name] = _readField(field, given)
+    return dataclasses.replace(base, **values) if base is not None else kind(**values)  # type: ignore[type-var]
+
+
+def _readField(field: dataclasses.Field[Any], given: str | bool | Iterable[str]) -> Any:
+    if isinstance(given, bool):
+        return given
+    if isinstance(given, str):
+        return _readText(field, given)
+    return tuple(_readText(field, each) for each in given)
+
+
+def _readText(field: dataclasses.Field[Any], text: str) -> Any:
+    try:
+        return field.metadata["read"](text)
+    except ValueError as error:
+        raise ConfigError(f"--{optionName(field.name)} {text}: expected {error}") from error
+
+
+# -- files
+
+
+def readToml(kind: type[Config], role: str, text: str) -> Config:
+    """
+    Make a configuration from the table C{[role]} of a TOML text. Its keys are the option names.
+
+    @raise ConfigError: it is no TOML, or a key or value is wrong; the text says in which line.
+    """
+    try:
+        table = tomllib.loads(text).get(role)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"no TOML: {error}") from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"there is no table [{role}]")
+    names = {optionName(field.name): field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    texts = {}
+    for key, value in table.items():
+        where = f"line {_lineOf(text, role, key)}: "
+        if key not in names:
+            raise ConfigError(f"{where}unknown key {key}; known are {', '.join(sorted(names))}")
+        texts[names[key].name] = _tomlText(names[key], value, where)
+        _checkLine(kind, names[key].name, texts, where)
+    return fill(kind, texts)
+
+
+def _checkLine(kind: type[Any], name: str, texts: Mapping[str, Any], where: str) -> None:
+    try:
+        fill(kind, {name: texts[name]})
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from error
+
+
+def _tomlText(field: dataclasses.Field[Any], value: object, where: str) -> str | bool | list[str]:
+    """A TOML value as it would stand on a command line."""
+    several, isFlag = isinstance(field.default, tuple), isinstance(field.default, bool)
+    if isinstance(value, list) and several:
+        return [str(each) for each in value]
+    if isinstance(value, bool) and isFlag:
+        return value
+    if isFlag or isinstance(value, bool | list | dict):
+        expected = "true or false" if isFlag else "a list" if several else "a text or a number"
+        raise ConfigError(f"{where}--{optionName(field.name)} {value}: expected {expected}")
+    return [str(value)] if several else str(value)
+
+
+def _lineOf(text: str, role: str, key: str) -> int:
+    """The line of a key in its table."""
+    inside = False
+    for place, line in enumerate(text.splitlines(), 1):
+        if line.strip().startswith("["):
+            inside = line.strip() in (f"[{role}]", f'["{role}"]')
+        elif inside and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
+            return place
+    return 1

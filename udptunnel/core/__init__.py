@@ -1,0 +1,1 @@
+"""Rules: sessions, associations, queues and access. The time is an argument; what must be sent is a result."""

@@ -1,0 +1,139 @@
+"""
+The queue before a link: what the path can not take yet, and no more than is still worth sending.
+
+A datagram that waited too long is worth nothing to its flow, and one that
+waits behind a download is late for no reason of its own. So the queue is
+bounded in bytes and in age, drops the oldest first, and is fair: flows take
+turns by bytes (deficit round robin, Shreedhar and Varghese 1995), and when
+the queue is full it is the longest flow that loses.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from udptunnel.core.associations import Association
+from udptunnel.core.counters import Counters
+from udptunnel.wire.address import Address
+from udptunnel.wire.burst import count, pieces
+from udptunnel.wire.frame import Buffer
+
+Parcel: TypeAlias = tuple[Association, Address, int, Buffer]
+"""A burst on its way to the other end: its association, the far address, datagram size and payload."""
+
+QUANTUM = 16384
+"""Bytes that a flow may send in its turn, and the most that waits as one piece: 13 ms at 10 Mbit/s."""
+
+
+class _Flow:
+    """What waits for one association."""
+
+    __slots__ = ("association", "bytes", "credit", "parcels")
+
+    def __init__(self, association: Association) -> None:
+        self.association = association
+        self.parcels: deque[tuple[float, Address, int, bytes]] = deque()
+        self.bytes = 0
+        self.credit = 0
+
+    def pop(self) -> tuple[float, Address, int, bytes]:
+        """Take out the oldest."""
+        oldest = self.parcels.popleft()
+        self.bytes -= len(oldest[3])
+        return oldest
+
+
+class Queue:
+    """Bursts that wait, by association. Owns its bytes: what is put in is copied unless it is L{bytes}."""
+
+    def __init__(self, counters: Counters, most: int, age: float) -> None:
+        """
+        @param most: how many bytes may wait.
+        @param age: how long a burst may wait, in seconds.
+        """
+        self.most = most
+        self.age = age
+        self.bytes = 0
+        self._counters = counters
+        self._flows: dict[Association, _Flow] = {}
+        self._turns: deque[_Flow] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
+
+    def put(self, parcels: Iterable[Parcel], now: float) -> None:
+        """Let bursts wait, cut so small that none holds up the others."""
+        for association, address, size, payload in parcels:
+            flow = self._flows.get(association) or self._begin(association)
+            for piece in pieces(size, payload, QUANTUM):
+                flow.parcels.append((now, address, size, bytes(piece)))
+            flow.bytes += len(payload)
+            self.bytes += len(payload)
+            while self.bytes > self.most:
+                self._dropFrom(self._longest(flow), "queue full")
+
+    def _begin(self, association: Association) -> _Flow:
+        flow = self._flows[association] = _Flow(association)
+        self._turns.append(flow)
+        return flow
+
+    def _longest(self, arriving: _Flow) -> _Flow:
+        """The flow that must yield; the arriving one whenever it has its share, for that needs no search."""
+        if arriving.bytes * len(self._flows) >= self.bytes:
+            return arriving
+        return max(self._turns, key=lambda flow: flow.bytes)
+
+    def _dropFrom(self, flow: _Flow, reason: str) -> None:
+        _, _, size, payload = flow.pop()
+        self.bytes -= len(payload)
+        self._counters.drop(reason, count(size, payload))
+
+    def take(self, most: int, now: float) -> list[Parcel]:
+        """
+        Take out what goes next: C{most} bytes or a little less, but at least one burst if any is fresh.
+
+        What has waited too long is dropped on the way.
+        """
+        taken: list[Parcel] = []
+        while self._turns:
+            flow = self._turns[0]
+            self._dropStale(flow, now)
+            if not flow.parcels:
+                self._end(flow)
+            elif taken and len(flow.parcels[0][3]) > most:
+                break
+            elif flow.credit <= 0:
+                flow.credit += QUANTUM
+                self._turns.rotate(-1)
+            else:
+                most -= self._takeFrom(flow, taken)
+        return taken
+
+    def _takeFrom(self, flow: _Flow, taken: list[Parcel]) -> int:
+        _, address, size, payload = flow.pop()
+        taken.append((flow.association, address, size, payload))
+        self.bytes -= len(payload)
+        flow.credit -= len(payload) or 1
+        return len(payload)
+
+    def _dropStale(self, flow: _Flow, now: float) -> None:
+        while flow.parcels and now - flow.parcels[0][0] > self.age:
+            self._dropFrom(flow, "too old")
+
+    def _end(self, flow: _Flow) -> None:
+        self._turns.popleft()
+        del self._flows[flow.association]
+
+    def expire(self, now: float) -> None:
+        """Drop what has waited too long, when nothing is taken for a while."""
+        for flow in list(self._turns):
+            self._dropStale(flow, now)
+        for flow in [each for each in self._turns if not each.parcels]:
+            self._turns.remove(flow)
+            del self._flows[flow.association]
+
+    def takeAll(self, now: float) -> list[Parcel]:
+        """Take out everything that is fresh, for another queue."""
+        return self.take(self.bytes + 1, now)

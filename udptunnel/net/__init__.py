@@ -1,0 +1,1 @@
+"""Descriptors: UDP ports, links and SOCKS5 connections on a Twisted reactor."""

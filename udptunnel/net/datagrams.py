@@ -1,0 +1,300 @@
+"""
+UDP ports: descriptors that read and write bursts.
+
+Twisted's own UDP port reads until it has seen a number of I{bytes}, so that a
+flood of empty datagrams keeps it from ever returning to the reactor; it
+raises what the kernel reports into the protocol that sends; and it moves one
+datagram per system call. Ours counts messages, counts errors, and moves
+bursts. The functions stand in the order in which a burst meets them.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from udptunnel.core.counters import Counters
+from udptunnel.errors import ListenError
+from udptunnel.net.mmsg import SLOTS, Inbox, Outbox
+from udptunnel.net.offload import MOST_SEGMENTS, SEGMENT, SOL_UDP, UDP_GRO, UDP_SEGMENT, Offload
+from udptunnel.net.sockaddr import PythonNames, SourceNames, familyOf
+from udptunnel.wire.address import Address
+from udptunnel.wire.burst import LARGEST_DATAGRAM, Burst, count, join, pieces, split
+from udptunnel.wire.frame import Buffer
+
+BUFFER_BYTES = 8 << 20
+"""What a socket may hold for us while we do something else: 20 ms at 3 Gbit/s."""
+
+_SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
+"""From asm-generic/socket.h: beyond the system's limit, for who may (CAP_NET_ADMIN)."""
+
+KernelAddress = tuple[Any, ...]
+"""What C{socket.sendto} takes: C{(host, port)}, for IPv6 perhaps with flow and scope."""
+
+
+class Receiver(Protocol):
+    """Who is told of what arrives at a port."""
+
+    def burstsReceived(self, bursts: list[Burst]) -> None:
+        """Bursts have arrived. Their payloads are valid until this returns."""
+
+
+class Traffic:
+    """
+    What all UDP ports of a role share: the reactor, the counters and the memory that the kernel fills.
+    """
+
+    def __init__(self, reactor: IReactorFDSet, offload: Offload, counters: Counters) -> None:
+        self.reactor = reactor
+        self.offload = offload
+        self.counters = counters
+        self.sources = PythonNames()
+        self.inbox = Inbox(SourceNames()) if offload.mmsg else None
+        self.outbox = Outbox() if offload.mmsg else None
+
+
+@implementer(IReadDescriptor)
+class DatagramPort:
+    """
+    One UDP socket.
+
+    @ivar address: what it is bound to, once it listens.
+    """
+
+    __slots__ = ("_family", "_receiver", "_socket", "_traffic", "address")
+
+    def __init__(self, traffic: Traffic, address: Address, receiver: Receiver) -> None:
+        """
+        @param address: a numeric host and a port, 0 for any. The host C{::}
+            takes IPv4 as well.
+        """
+        self.address = address
+        self._traffic = traffic
+        self._receiver = receiver
+        self._family = familyOf(address.host)
+        self._socket: socket.socket | None = None
+
+    # -- opening and closing
+
+    def startListening(self) -> None:
+        """
+        Open the port.
+
+        @raise ListenError: it is taken, or may not be opened.
+        """
+        try:
+            opened = socket.socket(self._family, socket.SOCK_DGRAM)
+        except OSError as error:
+            raise ListenError(f"no UDP socket can be opened for {self.address}: {error.strerror}") from error
+        try:
+            self._prepare(opened)
+            opened.bind(tuple(self.address))
+        except OSError as error:
+            opened.close()
+            raise ListenError(f"UDP port {self.address} can not be opened: {error.strerror}") from error
+        self.adopt(opened)
+
+    def adopt(self, opened: socket.socket) -> None:
+        """Use a bound socket that somebody else has opened."""
+        self._socket = opened
+        self.address = self._traffic.sources[opened.getsockname()]
+        self._traffic.reactor.addReader(self)
+
+    def _prepare(self, opened: socket.socket) -> None:
+        opened.setblocking(False)
+        if self._family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, self.address.host != "::")
+        _enlarge(opened, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
+        _enlarge(opened, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        if self._traffic.offload.gro:
+            try:
+                opened.setsockopt(SOL_UDP, UDP_GRO, 1)
+            except OSError as error:
+                self._traffic.offload.refused("gro", error)
+
+    def stopListening(self) -> None:
+        """Close the port. It may be closed already."""
+        if self._socket is not None:
+            self._traffic.reactor.removeReader(self)
+            self._socket.close()
+            self._socket = None
+
+    # -- IReadDescriptor
+
+    def fileno(self) -> int:
+        """The descriptor; -1 when the port is closed."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        """What log lines about this port begin with."""
+        return f"UDP {self.address}"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor has no more use for the descriptor."""
+        self.stopListening()
+
+    # -- what arrives
+
+    def doRead(self) -> None:
+        """Pass on what has arrived, at most L{SLOTS} messages, so that others get their turn."""
+        if self._socket is None:
+            return
+        traffic = self._traffic
+        try:
+            if traffic.inbox is not None and traffic.offload.mmsg:
+                bursts = traffic.inbox.receive(self._socket.fileno(), self._family)
+            elif traffic.offload.gro:
+                bursts = join(self._messages(self._receiveMarked))
+            else:
+                bursts = join(self._messages(self._receivePlain))
+        except OSError as error:
+            self._receiveFailed(error)
+            return
+        if bursts:
+            self._count(bursts)
+            self._receiver.burstsReceived(bursts)
+
+    def _messages(self, receive: Callable[[socket.socket], Burst]) -> list[Burst]:
+        assert self._socket is not None
+        bursts: list[Burst] = []
+        try:
+            while len(bursts) < SLOTS:
+                bursts.append(receive(self._socket))
+        except OSError as error:
+            if not bursts:
+                raise
+            if error.errno not in _NOTHING_THERE:
+                self._receiveFailed(error)
+        return bursts
+
+    def _receiveMarked(self, opened: socket.socket) -> Burst:
+        """With UDP_GRO a control message tells the size of the datagrams, if there are several."""
+        data, ancillary, _, source = opened.recvmsg(65535, 64)
+        size = SEGMENT.unpack_from(ancillary[0][2])[0] if ancillary else len(data)
+        return Burst(self._traffic.sources[source], size, data)
+
+    def _receivePlain(self, opened: socket.socket) -> Burst:
+        data, source = opened.recvfrom(65535)
+        return Burst(self._traffic.sources[source], len(data), data)
+
+    def _receiveFailed(self, error: OSError) -> None:
+        if error.errno == errno.ENOSYS:
+            self._traffic.offload.refused("mmsg", error)
+        elif error.errno not in _NOTHING_THERE:
+            self._traffic.counters.drop(f"receive {_nameOf(error)}")
+
+    def _count(self, bursts: list[Burst]) -> None:
+        counters = self._traffic.counters
+        for _, size, payload in bursts:
+            counters.received += count(size, payload)
+            counters.receivedBytes += len(payload)
+
+    # -- what is sent
+
+    def send(self, to: KernelAddress, size: int, payload: Buffer) -> None:
+        """
+        Send a burst. What the kernel does not take is dropped and counted by its reason.
+
+        @param to: a numeric address that fits the socket.
+        """
+        if self._socket is None:
+            self._traffic.counters.drop("port closed", count(size, payload))
+            return
+        counters = self._traffic.counters
+        if len(payload) > size:
+            self._sendSeveral(self._socket, to, size, payload)
+            return
+        try:
+            self._socket.sendto(payload, to)
+        except OSError as error:
+            counters.drop(f"send {_nameOf(error)}")
+        except (OverflowError, UnicodeError):
+            counters.drop("send EINVAL")
+        else:
+            counters.sent += 1
+            counters.sentBytes += len(payload)
+
+    def _sendSeveral(self, opened: socket.socket, to: KernelAddress, size: int, payload: Buffer) -> None:
+        most = min(MOST_SEGMENTS * size, LARGEST_DATAGRAM)
+        for piece in pieces(size, payload, most):
+            if not (self._traffic.offload.gso and self._sendSegmented(opened, to, size, [piece])):
+                self._sendEach(opened, to, size, piece)
+
+    def sendHeaded(self, to: KernelAddress, header: bytes, size: int, payload: Buffer) -> None:
+        """Send a burst, each datagram behind the same header."""
+        if len(payload) <= size:
+            self.send(to, len(header) + size, b"".join((header, payload)))
+            return
+        whole = len(header) + size
+        for piece in pieces(size, payload, min(MOST_SEGMENTS * size, LARGEST_DATAGRAM // whole * size or size)):
+            parts = [part for datagram in split(size, piece) for part in (header, datagram)]
+            self.send(to, whole, b"".join(parts))
+
+    def _sendSegmented(self, opened: socket.socket, to: KernelAddress, size: int, parts: list[Buffer]) -> bool:
+        """
+        Let the kernel cut a burst.
+
+        @return: False if it can not cut this one.
+        """
+        try:
+            sent = opened.sendmsg(parts, [(SOL_UDP, UDP_SEGMENT, SEGMENT.pack(size))], 0, to)
+        except OSError as error:
+            return self._segmentsRefused(error, size, parts)
+        counters = self._traffic.counters
+        counters.sent += -(-sent // size)
+        counters.sentBytes += sent
+        return True
+
+    def _segmentsRefused(self, error: OSError, size: int, parts: list[Buffer]) -> bool:
+        """
+        Segments must fit the path (EINVAL, EMSGSIZE), and the device must compute checksums (EIO).
+        Only where even small ones are refused, it is the kernel that can not do it.
+        """
+        if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
+            self._traffic.counters.drop(f"send {_nameOf(error)}", sum(-(-len(part) // size) for part in parts))
+            return True
+        if error.errno == errno.EIO:
+            self._traffic.offload.refused("gso", error)
+        return False
+
+    def _sendEach(self, opened: socket.socket, to: KernelAddress, size: int, payload: Buffer) -> None:
+        outbox = self._traffic.outbox
+        if outbox is not None and self._traffic.offload.mmsg:
+            self._sendMany(outbox, opened, to, size, payload)
+            return
+        for datagram in split(size, payload):
+            self.send(to, len(datagram), datagram)
+
+    def _sendMany(self, outbox: Outbox, opened: socket.socket, to: KernelAddress, size: int, payload: Buffer) -> None:
+        counters, datagrams = self._traffic.counters, count(size, payload)
+        try:
+            sent = outbox.send(opened.fileno(), self._family, (to[0], to[1]), size, payload)
+        except OSError as error:
+            counters.drop(f"send {_nameOf(error)}", datagrams)
+            return
+        counters.sent += sent
+        counters.sentBytes += min(sent * size, len(payload))
+        if sent < datagrams:
+            counters.drop("send EAGAIN", datagrams - sent)
+
+
+_NOTHING_THERE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
+
+
+def _nameOf(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "error")
+
+
+def _enlarge(opened: socket.socket, force: int, ask: int) -> None:
+    for option in (force, ask):
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+            return
+        except OSError:
+            continue

@@ -1,0 +1,243 @@
+"""
+Egress: how udp-server reaches targets.
+
+L{DirectEgress} gives each association a UDP port of its own, for IPv4 and
+IPv6 alike, which anybody may answer to: endpoint-independent mapping and
+filtering (RFC 4787), a "full cone". Whether a target may be reached is decided
+once for each target, not for each datagram.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from udptunnel.core.acl import AccessRules
+from udptunnel.core.associations import Outlet
+from udptunnel.core.session import ServerSession
+from udptunnel.errors import ListenError, ResolveError
+from udptunnel.net.datagrams import DatagramPort, KernelAddress, Traffic
+from udptunnel.net.names import Names
+from udptunnel.net.reach import isOwn
+from udptunnel.net.sockaddr import MAPPED
+from udptunnel.wire.address import Address
+from udptunnel.wire.burst import Burst, count
+from udptunnel.wire.frame import Buffer
+
+MOST_ROUTES = 65536
+"""Targets whose verdict is remembered."""
+
+ROUTE_SECONDS = 60.0
+"""How long a verdict is remembered: addresses of this machine come and go."""
+
+WAITING_BURSTS = 16
+"""Bursts of one association that wait for a name."""
+
+NOT_NOW = "name not resolved"
+
+
+class Route:
+    """
+    The way to one target, or why there is none.
+
+    @ivar to: where to send; C{None} if nothing may be sent.
+    @ivar reason: why nothing is.
+    @ivar until: when this must be found out again.
+    """
+
+    __slots__ = ("reason", "to", "until")
+
+    def __init__(self, to: KernelAddress | None, reason: str, until: float) -> None:
+        self.to = to
+        self.reason = reason
+        self.until = until
+
+
+class ExternalPort:
+    """The outlet of an association on the server: a UDP port that the whole world sees."""
+
+    __slots__ = ("_egress", "_number", "_port", "_session", "_waiting")
+
+    def __init__(self, egress: DirectEgress, session: ServerSession, number: int, traffic: Traffic, host: str) -> None:
+        self._egress = egress
+        self._session = session
+        self._number = number
+        self._port = DatagramPort(traffic, Address(host, 0), self)
+        self._waiting: list[tuple[Address, int, bytes]] = []
+        self._port.startListening()
+
+    @property
+    def address(self) -> Address:
+        """What the port is bound to."""
+        return self._port.address
+
+    # -- to the targets
+
+    def send(self, address: Address, size: int, payload: Buffer) -> None:
+        """Send a burst to a target, if it may be reached."""
+        route = self._egress.route(address)
+        if route is None:
+            self._await(address, size, payload)
+        elif route.to is None:
+            self._egress.drop(route.reason, count(size, payload))
+        else:
+            self._port.send(route.to, size, payload)
+
+    def _await(self, address: Address, size: int, payload: Buffer) -> None:
+        """Let a burst wait until the name of its target is resolved."""
+        if len(self._waiting) >= WAITING_BURSTS:
+            self._egress.drop(NOT_NOW, count(size, payload))
+            return
+        isFirst = all(address != each for each, _, _ in self._waiting)
+        self._waiting.append((address, size, bytes(payload)))
+        if isFirst:
+            self._egress.find(address, self._session.name, self.found)
+
+    def found(self, address: Address, route: Route) -> None:
+        """The name of a target is resolved, or is known to be of no use."""
+        waiting = [each for each in self._waiting if each[0] == address]
+        self._waiting = [each for each in self._waiting if each[0] != address]
+        for _, size, payload in waiting:
+            if route.to is None:
+                self._egress.drop(route.reason, count(size, payload))
+            else:
+                self._port.send(route.to, size, payload)
+
+    # -- from anywhere
+
+    def burstsReceived(self, bursts: list[Burst]) -> None:
+        """Somebody has sent something."""
+        association = self._session.associations.get(self._number)
+        if association is not None:
+            now = self._egress.seconds()
+            for burst in bursts:
+                association.touch(burst.source, now)
+            self._session.send([(association, source, size, payload) for source, size, payload in bursts], now)
+
+    def closed(self) -> None:
+        """The association is over."""
+        self._port.stopListening()
+        self._egress.portClosed()
+
+
+class DirectEgress:
+    """
+    Sends to targets from this machine.
+
+    @ivar ports: how many external ports are open.
+    @ivar mostPorts: how many there may be.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        traffic: Traffic,
+        clock: IReactorTime,
+        rules: AccessRules,
+        names: Names,
+        mostPorts: int,
+        isOwn: Callable[[str], bool] = isOwn,
+    ) -> None:
+        """
+        @param mostPorts: how many external ports there may be at once.
+        @param isOwn: tells whether a host is this machine itself.
+        """
+        self.seconds = clock.seconds
+        self.ports = 0
+        self._traffic = traffic
+        self._rules = rules
+        self._names = names
+        self.mostPorts = mostPorts
+        self._isOwn = isOwn
+        self._routes: dict[Address, Route] = {}
+        self._host = "::" if _hasBothFamilies() else "0.0.0.0"
+
+    # -- external ports
+
+    def openOutlet(self, session: ServerSession, number: int) -> Outlet | None:
+        """An external port for a new association; C{None} if there are too many, or no descriptor is left."""
+        if self.ports >= self.mostPorts:
+            return None
+        try:
+            opened = ExternalPort(self, session, number, self._traffic, self._host)
+        except ListenError as error:
+            self._log.debug("no external port: {error}", error=error)
+            return None
+        self.ports += 1
+        return opened
+
+    def portClosed(self) -> None:
+        """An external port is closed."""
+        self.ports -= 1
+
+    def drop(self, reason: str, datagrams: int) -> None:
+        """Count what goes nowhere."""
+        self._traffic.counters.drop(reason, datagrams)
+
+    # -- routes
+
+    def route(self, address: Address) -> Route | None:
+        """The way to a target; C{None} if its name must be resolved first."""
+        route = self._routes.get(address)
+        if route is not None and self.seconds() < route.until:
+            return route
+        if address.isName:
+            return None
+        return self._remember(address, self._judge([address.host], address.port))
+
+    def find(self, address: Address, asker: bytes, found: Callable[[Address, Route], None]) -> None:
+        """Resolve the name of a target, and tell C{found} of the way."""
+
+        def resolved(hosts: tuple[str, ...]) -> Route:
+            return self._remember(address, self._judge(hosts, address.port))
+
+        def unresolved(failure: Failure) -> Route:
+            failure.trap(ResolveError)
+            return Route(None, NOT_NOW, 0.0)
+
+        answer: Any = self._names.resolve(address.host, asker)
+        answer.addCallbacks(resolved, unresolved)
+        answer.addCallback(lambda route: found(address, route))
+        answer.addErrback(lambda failure: self._log.failure("resolving {name}", failure, name=address.host))
+
+    def _judge(self, hosts: tuple[str, ...] | list[str], port: int) -> Route:
+        """
+        The way to the first of some hosts. All of them must be allowed: a name
+        that also leads where nobody may go is not to be trusted.
+        """
+        until = self.seconds() + ROUTE_SECONDS
+        if not all(self._rules.allows(Address(host, port), self._isOwn(host)) for host in hosts):
+            return Route(None, "target refused", until)
+        host = hosts[0]
+        if ":" in host:
+            return Route((host, port), "", until) if self._host == "::" else Route(None, "no IPv6 here", until)
+        return Route((MAPPED + host if self._host == "::" else host, port), "", until)
+
+    def _remember(self, address: Address, route: Route) -> Route:
+        if len(self._routes) >= MOST_ROUTES:
+            self._routes.clear()
+        self._routes[address] = route
+        return route
+
+    def rulesChanged(self, rules: AccessRules) -> None:
+        """Judge by other rules from now on, known targets included."""
+        self._rules = rules
+        self._routes.clear()
+
+
+def _hasBothFamilies() -> bool:
+    """Whether one socket can do IPv4 and IPv6."""
+    if not socket.has_dualstack_ipv6():
+        return False
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as tried:
+            tried.bind(("::", 0))
+    except OSError:
+        return False
+    return True

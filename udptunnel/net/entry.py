@@ -1,0 +1,212 @@
+"""
+Entries: where the UDP of applications comes in, and where its answers go out.
+
+An entry owns one UDP port. Each source that sends to it has an association,
+whose outlet leads back to that source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from udptunnel.core.associations import Association
+from udptunnel.core.session import Session
+from udptunnel.errors import AddressError, FragmentedError, TruncatedError
+from udptunnel.net.datagrams import DatagramPort, Traffic
+from udptunnel.wire.address import Address, normalHost
+from udptunnel.wire.burst import Burst
+from udptunnel.wire.frame import Buffer
+from udptunnel.wire.socks5 import packHeader, unpackHeader
+
+
+class _WayBack:
+    """The outlet of an association on the local side: back to its source."""
+
+    __slots__ = ("_entry", "_source")
+
+    def __init__(self, entry: Entry, source: Address) -> None:
+        self._entry = entry
+        self._source = source
+
+    def send(self, address: Address, size: int, payload: Buffer) -> None:
+        """A burst has come from a far address."""
+        self._entry.answer(self._source, address, size, payload)
+
+    def closed(self) -> None:
+        """The association is over; if the source sends again, there will be another."""
+        self._entry.forget(self._source)
+
+
+class Entry:
+    """
+    What a forward and a SOCKS5 relay have in common.
+
+    @ivar port: the UDP port.
+    """
+
+    def __init__(self, traffic: Traffic, session: Session, clock: Callable[[], float], listen: Address) -> None:
+        self.port = DatagramPort(traffic, listen, self)
+        self._traffic = traffic
+        self._session = session
+        self._clock = clock
+        self._associations: dict[Address, Association] = {}
+
+    def startListening(self) -> None:
+        """
+        Open the port.
+
+        @raise ListenError: that can not be done.
+        """
+        self.port.startListening()
+
+    def stopListening(self) -> None:
+        """Close the port and the associations of all that have sent to it."""
+        self.port.stopListening()
+        for association in list(self._associations.values()):
+            self._session.close(association)
+
+    def burstsReceived(self, bursts: list[Burst]) -> None:
+        """Applications have sent something."""
+        raise NotImplementedError
+
+    def answer(self, source: Address, address: Address, size: int, payload: Buffer) -> None:
+        """C{address} has sent something to one of our sources."""
+        raise NotImplementedError
+
+    def forget(self, source: Address) -> None:
+        """The association of a source is over."""
+        self._associations.pop(source, None)
+
+    def _associationOf(self, source: Address, target: Address, now: float) -> Association:
+        association = self._associations.get(source)
+        if association is None:
+            association = self._session.begin(lambda number: _WayBack(self, source), now)
+            self._associations[source] = association
+        association.touch(target, now)
+        return association
+
+
+class ForwardEntry(Entry):
+    """Sends what comes to one address to one target."""
+
+    def __init__(
+        self, traffic: Traffic, session: Session, clock: Callable[[], float], listen: Address, target: Address
+    ) -> None:
+        super().__init__(traffic, session, clock, listen)
+        self._target = Address(normalHost(target.host), target.port)
+
+    def burstsReceived(self, bursts: list[Burst]) -> None:
+        """Send everything to the target."""
+        now, target = self._clock(), self._target
+        self._session.send(
+            [(self._associationOf(source, target, now), target, size, payload) for source, size, payload in bursts],
+            now,
+        )
+
+    def answer(self, source: Address, address: Address, size: int, payload: Buffer) -> None:
+        """
+        Pass on what comes from the target, and nothing else.
+
+        The application sees the forward's own address as the source, so a
+        stranger's datagram would look like an answer. Of a target that is a
+        name we only know the port.
+        """
+        if address == self._target or (self._target.isName and address[1] == self._target.port):
+            self.port.send(source, size, payload)
+        else:
+            self._traffic.counters.drop("not from the forward's target")
+
+
+MOST_SOURCES = 256
+"""Ports of one client that may use its relay."""
+
+_MOST_HEADERS = 4096
+"""Headers that a relay remembers, each way."""
+
+
+class SocksRelay(Entry):
+    """
+    The relay of one SOCKS5 UDP ASSOCIATE (RFC 1928 section 7).
+
+    It is for one client: datagrams from other hosts are dropped and counted.
+    """
+
+    def __init__(
+        self, traffic: Traffic, session: Session, clock: Callable[[], float], listen: Address, client: str
+    ) -> None:
+        """
+        @param client: the only host that may use this relay.
+        """
+        super().__init__(traffic, session, clock, listen)
+        self._client = normalHost(client)
+        self._targets: dict[bytes, Address] = {}
+        self._headers: dict[Address, bytes] = {}
+
+    def burstsReceived(self, bursts: list[Burst]) -> None:
+        """Take the headers off, and send each datagram to the target that its header names."""
+        now = self._clock()
+        parcels = []
+        for source, size, payload in bursts:
+            if self._admits(source):
+                for target, inner, rest in self._unwrap(size, payload):
+                    parcels.append((self._associationOf(source, target, now), target, inner, rest))
+        if parcels:
+            self._session.send(parcels, now)
+
+    def _admits(self, source: Address) -> bool:
+        if source[0] != self._client:
+            self._traffic.counters.drop("not from the SOCKS5 client")
+            return False
+        if source not in self._associations and len(self._associations) >= MOST_SOURCES:
+            self._traffic.counters.drop("too many ports of one SOCKS5 client")
+            return False
+        return True
+
+    def _unwrap(self, size: int, payload: Buffer) -> list[tuple[Address, int, Buffer]]:
+        """The bursts in a burst of datagrams with headers: one, if all headers are alike."""
+        header = self._headerOf(payload)
+        if len(payload) <= size:
+            return [] if header is None else [(self._targets[header], size - len(header), payload[len(header) :])]
+        data = bytes(payload)
+        if header is not None and _allBeginWith(header, size, data):
+            lead = len(header)
+            inner = [data[place + lead : place + size] for place in range(0, len(data), size)]
+            return [(self._targets[header], size - lead, b"".join(inner))]
+        return [each for place in range(0, len(data), size) for each in self._unwrap(size, data[place : place + size])]
+
+    def _headerOf(self, payload: Buffer) -> bytes | None:
+        """The header that a datagram begins with; C{None}, and counted, if it has none that we can use."""
+        header = bytes(payload[: _headerLength(payload)])
+        if header not in self._targets:
+            try:
+                target, length = unpackHeader(payload)
+            except FragmentedError:
+                self._traffic.counters.drop("SOCKS5 fragment")
+                return None
+            except (AddressError, TruncatedError):
+                self._traffic.counters.drop("no SOCKS5 header")
+                return None
+            if len(self._targets) >= _MOST_HEADERS:
+                self._targets.clear()
+            header = bytes(payload[:length])
+            self._targets[header] = Address(normalHost(target.host), target.port)
+        return header
+
+    def answer(self, source: Address, address: Address, size: int, payload: Buffer) -> None:
+        """Put a header before each datagram, and send it to the client."""
+        header = self._headers.get(address)
+        if header is None:
+            if len(self._headers) >= _MOST_HEADERS:
+                self._headers.clear()
+            header = self._headers[address] = packHeader(address)
+        self.port.sendHeaded(source, header, size, payload)
+
+
+def _headerLength(payload: Buffer) -> int:
+    """How long the header of a datagram is, going by its address type (RFC 1928 section 5)."""
+    kind = payload[3] if len(payload) > 4 else 0
+    return 10 if kind == 1 else 22 if kind == 4 else 7 + payload[4] if kind == 3 else 0
+
+
+def _allBeginWith(header: bytes, size: int, data: bytes) -> bool:
+    return all(data.startswith(header, place) for place in range(0, len(data), size))

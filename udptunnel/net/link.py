@@ -1,0 +1,265 @@
+"""
+Links on descriptors: two carriers behind one interface.
+
+On a plain TCP socket, a list of frames goes out with one C{sendmsg}, and
+arriving bytes are read into one large buffer that all links share. Going
+through Twisted's transport instead joins, slices and copies everything once
+or twice more, which costs three quarters of the throughput; so here, and only
+here, we go around it. The transport keeps what it is good at: closing,
+readiness and errors. Everything else, TLS above all, is written to and read
+from by the ordinary interface.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from twisted.internet import main
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IPullProducer, IPushProducer, ITCPTransport, ITransport
+from twisted.internet.protocol import Protocol
+from twisted.internet.tcp import Connection
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from udptunnel.core.link import Carrier, Link
+from udptunnel.errors import FrameError, LoginError
+from udptunnel.wire.frame import Buffer, decode
+
+SHARED_BYTES = 1 << 20
+"""What one read of a link takes at most."""
+
+_NOTSENT_LOWAT_BYTES = 262144
+"""Unsent bytes in the kernel above which it takes no more: the queue is to be ours."""
+
+_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+_TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
+
+USER_TIMEOUT_MILLISECONDS = 20_000
+"""Unacknowledged bytes end the connection after this time, a little more than three heartbeats (RFC 5482)."""
+
+Feed = Callable[[memoryview], int]
+"""Takes the bytes that have arrived, and returns how many of them it is done with."""
+
+
+def makeCarrier(transport: ITransport, feed: Feed, resumed: Callable[[], None]) -> StreamCarrier:
+    """
+    The best carrier for a connected transport.
+
+    @param feed: told of arriving bytes.
+    @param resumed: called when more may be written after L{Carrier.write} has returned False.
+    """
+    if isinstance(transport, Connection) and not transport.TLS:
+        return SocketCarrier(transport, feed, resumed)
+    return TransportCarrier(transport, feed, resumed)
+
+
+class StreamCarrier:
+    """What both carriers do alike."""
+
+    def __init__(self, transport: ITransport, feed: Feed, resumed: Callable[[], None]) -> None:
+        self._transport = cast(ITCPTransport, transport)
+        self._feed = feed
+        self._resumed = resumed
+        self._rest = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes have come through the transport."""
+        if self._rest:
+            data = self._rest + data
+        used = self._feed(memoryview(data))
+        self._rest = data[used:]
+
+    def close(self) -> None:
+        """Close the connection when everything is sent."""
+        self._transport.unregisterProducer()
+        self._transport.loseConnection()
+
+    def abort(self) -> None:
+        """Close the connection now."""
+        self._transport.abortConnection()
+
+    def stopProducing(self) -> None:
+        """The transport is dying; whoever feeds the link lives on."""
+
+
+@implementer(IPullProducer)
+class SocketCarrier(StreamCarrier):
+    """
+    Straight to and from the socket of a TCP transport.
+
+    What the kernel does not take of one write goes to the transport's buffer,
+    which is otherwise empty; as a pull producer we are told when it is empty
+    again.
+    """
+
+    _shared = memoryview(bytearray(SHARED_BYTES))
+    """One buffer for all links: each read is worked off before the next."""
+
+    def __init__(self, transport: Connection, feed: Feed, resumed: Callable[[], None]) -> None:
+        super().__init__(cast(ITransport, transport), feed, resumed)
+        self._stream = transport
+        self._waiting = False
+        _tune(transport.socket)
+        transport.doRead = self.doRead  # type: ignore[method-assign]
+        transport.registerProducer(self, False)
+
+    def write(self, buffers: Sequence[Buffer]) -> bool:
+        """Send some buffers with one system call."""
+        if not self._stream.connected:
+            return False
+        try:
+            sent = self._stream.socket.sendmsg(buffers)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            # The transport will find out by itself, in the reactor's own time.
+            sent = 0
+        rest = _after(sent, buffers)
+        if rest:
+            self._waiting = True
+            self._stream.write(rest)
+        return not rest
+
+    def resumeProducing(self) -> None:
+        """The transport's buffer is empty."""
+        if self._waiting:
+            self._waiting = False
+            self._resumed()
+
+    def doRead(self) -> Exception | None:
+        """Read once, behind what is left of an unfinished frame."""
+        shared, kept = self._shared, len(self._rest)
+        shared[:kept] = self._rest
+        try:
+            length = self._stream.socket.recv_into(shared[kept:])
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return cast(Exception, main.CONNECTION_LOST)
+        if not length:
+            return cast(Exception, main.CONNECTION_DONE)
+        used = self._feed(shared[: kept + length])
+        self._rest = bytes(shared[used : kept + length])
+        return None
+
+
+@implementer(IPushProducer)
+class TransportCarrier(StreamCarrier):
+    """Through the ordinary transport interface."""
+
+    def __init__(self, transport: ITransport, feed: Feed, resumed: Callable[[], None]) -> None:
+        super().__init__(transport, feed, resumed)
+        self._paused = False
+        self._transport.setTcpNoDelay(True) if hasattr(transport, "setTcpNoDelay") else None
+        self._transport.registerProducer(self, True)
+
+    def write(self, buffers: Sequence[Buffer]) -> bool:
+        """Give the transport some buffers as one."""
+        self._transport.write(b"".join(buffers))
+        return not self._paused
+
+    def pauseProducing(self) -> None:
+        """The transport has enough."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """The transport takes more."""
+        self._paused = False
+        self._resumed()
+
+
+def _after(sent: int, buffers: Sequence[Buffer]) -> bytes:
+    """What follows the first C{sent} bytes of some buffers."""
+    for place, buffer in enumerate(buffers):
+        if sent < len(buffer):
+            return bytes(buffer[sent:]) + b"".join(buffers[place + 1 :])
+        sent -= len(buffer)
+    return b""
+
+
+def _tune(opened: socket.socket) -> None:
+    """Set what the system knows of: small segments at once, a short queue in the kernel, an early end."""
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (_TCP_NOTSENT_LOWAT, _NOTSENT_LOWAT_BYTES),
+        (_TCP_USER_TIMEOUT, USER_TIMEOUT_MILLISECONDS),
+    ):
+        try:
+            opened.setsockopt(socket.IPPROTO_TCP, option, value)
+        except OSError:
+            continue
+
+
+class LinkProtocol(Protocol):
+    """
+    Feeds a L{Link} from a connection.
+
+    @ivar link: the link, once connected.
+    """
+
+    _log = Logger()
+    link: Link | None = None
+    _carrier: StreamCarrier
+
+    def __init__(self, makeLink: Callable[[Carrier, float], Link], clock: Callable[[], float]) -> None:
+        """
+        @param makeLink: makes the rules of this link, given its carrier and the time.
+        """
+        self._makeLink = makeLink
+        self._clock = clock
+        self._failed = False
+
+    def connectionMade(self) -> None:
+        """Begin."""
+        assert self.transport is not None
+        self._carrier = makeCarrier(self.transport, self._feed, self._resumed)
+        self.link = self._makeLink(self._carrier, self._clock())
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes have come by the ordinary way."""
+        self._carrier.dataReceived(data)
+
+    def _feed(self, data: memoryview) -> int:
+        if self._failed or self.link is None:
+            return len(data)
+        try:
+            self.link.beginningReceived(data)
+            frames, used = decode(data)
+            self.link.framesReceived(frames, self._clock())
+        except (FrameError, LoginError) as error:
+            return self._fail(error, len(data))
+        return used
+
+    def _fail(self, error: Exception, length: int) -> int:
+        """The other end does not speak our language, or does not want us: close, and say so once."""
+        self._failed = True
+        self.failed(error)
+        if isinstance(error, FrameError):
+            self._carrier.abort()
+        else:
+            self._carrier.close()
+        return length
+
+    def failed(self, error: Exception) -> None:
+        """The link is of no use."""
+        self._log.info("link with {peer} closed: {error}", peer=self.peer, error=error)
+
+    @property
+    def peer(self) -> str:
+        """Whom the connection is with, for log lines."""
+        assert self.transport is not None
+        peer = self.transport.getPeer()
+        return f"{peer.host}:{peer.port}" if isinstance(peer, IPv4Address | IPv6Address) else str(peer)
+
+    def _resumed(self) -> None:
+        if self.link is not None and not self.link.lost:
+            self.link.resumed(self._clock())
+
+    def connectionLost(self, reason: Failure = main.CONNECTION_DONE) -> None:
+        """The end."""
+        if self.link is not None:
+            self.link.connectionLost(self._clock())

@@ -1,0 +1,218 @@
+"""
+recvmmsg and sendmmsg (Linux), which Python does not have: many messages with one system call.
+
+All memory that the kernel reads and writes is laid out once. A call then
+costs one foreign function call, and Python looks at lengths and names of all
+messages together: as long as they are alike, which they are in a flood, what
+is done for each single one is done by the kernel and by C{bytes.join}.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import sys
+from errno import EAGAIN, EINTR
+
+from udptunnel.net.sockaddr import SOCKADDR_BYTES, SourceNames, packSockaddr
+from udptunnel.wire.burst import LARGEST_BURST, Burst, join
+from udptunnel.wire.frame import Buffer
+
+AVAILABLE = False
+"""Whether the calls are there."""
+
+SLOTS = 64
+"""Messages that one call moves at most."""
+
+_SLOT_BYTES = 65536
+_NAME_BYTES = 28
+_CONTROL_BYTES = 32
+"""CMSG_SPACE(sizeof(int)) is 24; the rest keeps the slots aligned."""
+
+
+class _IoVec(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+
+class _MsgHdr(ctypes.Structure):
+    """struct msghdr (recvmsg(2))."""
+
+    _fields_ = [
+        ("name", ctypes.c_void_p),
+        ("nameLength", ctypes.c_uint32),
+        ("iov", ctypes.c_void_p),
+        ("iovLength", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controlLength", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    ]
+
+
+class _MMsgHdr(ctypes.Structure):
+    """struct mmsghdr (recvmmsg(2))."""
+
+    _fields_ = [("header", _MsgHdr), ("length", ctypes.c_uint32)]
+
+
+_CMSG_DATA = ctypes.sizeof(ctypes.c_size_t) + 8
+"""Offset of a control message's data: behind its length, level and type."""
+
+if sys.platform == "linux":
+    try:
+        _libc = ctypes.CDLL(None, use_errno=True)
+        _recvmmsg, _sendmmsg = _libc.recvmmsg, _libc.sendmmsg
+        _recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
+        _sendmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int]
+        AVAILABLE = True
+    except (OSError, AttributeError):
+        pass
+
+
+def _addressOf(area: bytearray) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(area))
+
+
+def _column(headers: bytearray, offset: int, count: int) -> memoryview:
+    """The 32-bit field at an offset of each message header."""
+    stride = ctypes.sizeof(_MMsgHdr) // 4
+    return memoryview(headers).cast("I")[offset // 4 :: stride][:count]
+
+
+class Inbox:
+    """Receives up to L{SLOTS} messages at once."""
+
+    def __init__(self, sources: SourceNames) -> None:
+        """
+        @param sources: turns kernel addresses into ours.
+        """
+        self._sources = sources
+        self._area = bytearray(SLOTS * _SLOT_BYTES)
+        self._names = bytearray(SLOTS * _NAME_BYTES)
+        self._controls = bytearray(SLOTS * _CONTROL_BYTES)
+        self._layOut()
+        self._view = memoryview(self._area)
+        self._lengths = _column(self._headers, _MMsgHdr.length.offset, SLOTS)
+        self._controlLengths = _column(self._headers, _MsgHdr.controlLength.offset, SLOTS)
+        self._segments = memoryview(self._controls).cast("I")[_CMSG_DATA // 4 :: _CONTROL_BYTES // 4]
+
+    def _layOut(self) -> None:
+        """Make the message headers, and keep a copy: the kernel overwrites lengths in them."""
+        area, names, controls = map(_addressOf, (self._area, self._names, self._controls))
+        self._iovecs = (_IoVec * SLOTS)(*((area + slot * _SLOT_BYTES, _SLOT_BYTES) for slot in range(SLOTS)))
+        headers = (_MMsgHdr * SLOTS)()
+        for slot, message in enumerate(headers):
+            message.header.name = names + slot * _NAME_BYTES
+            message.header.nameLength = _NAME_BYTES
+            message.header.iov = ctypes.addressof(self._iovecs[slot])
+            message.header.iovLength = 1
+            message.header.control = controls + slot * _CONTROL_BYTES
+            message.header.controlLength = _CONTROL_BYTES
+        self._pristine = bytes(headers)
+        self._headers = bytearray(self._pristine)
+        self._start = _addressOf(self._headers)
+
+    def receive(self, descriptor: int, family: int) -> list[Burst]:
+        """
+        Take what has arrived at a socket, joined into bursts.
+
+        The payloads are valid until the next call.
+
+        @raise OSError: the kernel reports anything but "nothing there".
+        """
+        count = _recvmmsg(descriptor, self._start, SLOTS, socket.MSG_DONTWAIT, None)
+        if count <= 0:
+            return self._failed(ctypes.get_errno())
+        lengths = self._lengths[:count].tolist()
+        marked = any(self._controlLengths[:count].tolist())
+        segments = self._sizes(count, lengths) if marked else lengths
+        nameBytes = SOCKADDR_BYTES[family]
+        if count > 1 and not marked and self._alike(count, lengths):
+            bursts = self._together(count, lengths[0], nameBytes)
+        else:
+            bursts = self._apart(count, lengths, segments, nameBytes)
+        used = count * ctypes.sizeof(_MMsgHdr)
+        self._headers[:used] = self._pristine[:used]
+        return bursts
+
+    def _failed(self, number: int) -> list[Burst]:
+        if number not in (EAGAIN, EINTR):
+            raise OSError(number, os.strerror(number))
+        return []
+
+    def _sizes(self, count: int, lengths: list[int]) -> list[int]:
+        """Datagram size of each message: what UDP_GRO says, or the message's own length."""
+        marks, segments = self._controlLengths[:count].tolist(), self._segments[:count].tolist()
+        return [segment if mark else length for mark, segment, length in zip(marks, segments, lengths, strict=True)]
+
+    def _alike(self, count: int, lengths: list[int]) -> bool:
+        """Whether all messages have one length and one source."""
+        length = lengths[0]
+        names = self._names[: count * _NAME_BYTES]
+        return length > 0 and lengths.count(length) == count and names == names[:_NAME_BYTES] * count
+
+    def _together(self, count: int, length: int, nameBytes: int) -> list[Burst]:
+        view, source = self._view, self._sources[bytes(self._names[:nameBytes])]
+        parts = [view[place : place + length] for place in range(0, count * _SLOT_BYTES, _SLOT_BYTES)]
+        step = max(1, LARGEST_BURST // length)
+        return [Burst(source, length, b"".join(parts[place : place + step])) for place in range(0, count, step)]
+
+    def _apart(self, count: int, lengths: list[int], segments: list[int], nameBytes: int) -> list[Burst]:
+        view, names, sources = self._view, self._names, self._sources
+        bursts = []
+        for slot in range(count):
+            place, name = slot * _SLOT_BYTES, slot * _NAME_BYTES
+            source = sources[bytes(names[name : name + nameBytes])]
+            bursts.append(Burst(source, segments[slot], view[place : place + lengths[slot]]))
+        return join(bursts) if count > 1 else bursts
+
+
+class Outbox:
+    """Sends the datagrams of a burst, up to L{SLOTS} at once, to one address."""
+
+    def __init__(self) -> None:
+        self._area = bytearray(_SLOT_BYTES)
+        self._name = bytearray(_NAME_BYTES)
+        self._iovecs = (_IoVec * SLOTS)()
+        self._headers = (_MMsgHdr * SLOTS)()
+        self._size = -1
+        for slot, message in enumerate(self._headers):
+            message.header.name = _addressOf(self._name)
+            message.header.iov = ctypes.addressof(self._iovecs[slot])
+            message.header.iovLength = 1
+
+    def send(self, descriptor: int, family: int, to: tuple[str, int], size: int, payload: Buffer) -> int:
+        """
+        Send a burst of at most L{SLOTS} datagrams.
+
+        @return: how many went; the kernel took no more if that is fewer than there are.
+        @raise OSError: not even the first went.
+        """
+        name = packSockaddr(family, to)
+        self._name[: len(name)] = name
+        self._area[: len(payload)] = payload
+        count = -(-len(payload) // size)
+        self._lay(size, count, len(payload), len(name))
+        sent = _sendmmsg(descriptor, ctypes.addressof(self._headers), count, socket.MSG_DONTWAIT)
+        if sent < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return int(sent)
+
+    def _lay(self, size: int, count: int, length: int, nameBytes: int) -> None:
+        """Point the vectors at the datagrams; most of it is still right from the last burst of this size."""
+        if size != self._size or self._headers[0].header.nameLength != nameBytes:
+            self._size = size
+            start = _addressOf(self._area)
+            for slot in range(min(SLOTS, _SLOT_BYTES // size)):
+                self._iovecs[slot].base, self._iovecs[slot].length = start + slot * size, size
+                self._headers[slot].header.nameLength = nameBytes
+        elif self._shortened is not None:
+            self._iovecs[self._shortened].length = size
+        last = count - 1
+        self._iovecs[last].length = length - last * size
+        self._shortened = last
+
+    _shortened: int | None = None

@@ -1,0 +1,1 @@
+"""Roles: one service each, wiring ports, links and rules together."""

@@ -1,0 +1,16 @@
+"""What both roles do alike with their links."""
+
+from __future__ import annotations
+
+from udptunnel.config import LocalConfig, ServerConfig
+from udptunnel.core.link import LinkLimits
+
+
+def linkLimits(config: LocalConfig | ServerConfig) -> LinkLimits:
+    """What bounds a link, from the configuration of either role."""
+    return LinkLimits(
+        queueBytes=config.queueBytes,
+        queueAge=config.queueAge / 1000,
+        delay=config.delay / 1000,
+        heartbeat=config.heartbeat,
+    )

@@ -1,0 +1,101 @@
+"""Stream listeners: opened at once or not at all, and never beyond loopback by mistake."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
+from twisted.python.failure import Failure
+
+from udptunnel.errors import ConfigError, ListenError
+
+
+def isLoopback(host: str) -> bool:
+    """Whether a numeric host is reached from this machine only."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return address in _LOOPBACK4 if address.version == 4 else address == _LOOPBACK6
+
+
+_LOOPBACK4 = ipaddress.ip_network("127.0.0.0/8")
+_LOOPBACK6 = ipaddress.ip_address("::1")
+
+
+def requireAuthentication(closed: bool, allowed: bool, what: str) -> None:
+    """
+    Let nobody open a door to strangers by mistake.
+
+    @param closed: whether only this machine can come in.
+    @param allowed: whether that is ensured otherwise, or was waived in so many words.
+    @raise ListenError: neither is the case.
+    """
+    if not (closed or allowed):
+        raise ListenError(
+            f"{what} is open to other machines, and nothing asks them who they are: listen at 127.0.0.1 or [::1], "
+            "set up authentication, or say --insecure-no-auth"
+        )
+
+
+def isLocal(address: IAddress | None) -> bool:
+    """Whether a listening port is reached from this machine only; Unix sockets are."""
+    host = getattr(address, "host", None)
+    return host is None or isLoopback(str(host))
+
+
+class Listening:
+    """
+    One stream listener, from an endpoint string.
+
+    @ivar address: what it is bound to, once started.
+    """
+
+    address: IAddress | None = None
+    _port: IListeningPort | None = None
+
+    def __init__(self, reactor: Any, option: str, text: str, factory: IProtocolFactory) -> None:
+        """
+        @param option: which option the text was given with.
+        @raise ConfigError: it is no server endpoint.
+        """
+        self._what = f"--{option} {text}"
+        self._factory = factory
+        try:
+            self._endpoint = serverFromString(reactor, text)
+        except Exception as error:
+            raise ConfigError(f"{self._what}: expected a server endpoint, such as tcp:3456: {error}") from error
+
+    def start(self, allowed: bool) -> None:
+        """
+        Open the port.
+
+        @param allowed: whether others than this machine may come in.
+        @raise ListenError: it is taken, or others may come in although they may not.
+        """
+        opened: Deferred[IListeningPort] = self._endpoint.listen(self._factory)
+        opened.addCallbacks(self._opened, self._failed)
+        failures: list[Failure] = []
+        opened.addErrback(failures.append)
+        if failures:
+            raise failures[0].value
+        try:
+            requireAuthentication(isLocal(self.address), allowed, self._what)
+        except ListenError:
+            self.stop()
+            raise
+
+    def _opened(self, port: IListeningPort) -> None:
+        self._port = port
+        self.address = port.getHost()
+
+    def _failed(self, failure: Failure) -> None:
+        raise ListenError(f"{self._what} can not be opened: {failure.getErrorMessage()}") from None
+
+    def stop(self) -> Deferred[Any]:
+        """Close the port; connections that came through it stay."""
+        port, self._port = self._port, None
+        return maybeDeferred(port.stopListening if port is not None else lambda: None)

@@ -1,0 +1,34 @@
+"""twistd udp-server."""
+
+from __future__ import annotations
+
+from twisted.application.service import MultiService
+
+from udptunnel.config import ServerConfig
+from udptunnel.services.server import ServerService
+from udptunnel.tap.common import RoleOptions, optionsFor, roleService
+
+Options = optionsFor(
+    "udp-server",
+    ServerConfig,
+    """Accepts links from udp-local, and sends the datagrams in them to their
+targets. Each local source has an external port of its own.
+
+Behind ss-server on the same machine:
+
+    twistd -n udp-server
+
+Allow one private network besides the internet:
+
+    twistd -n udp-server --allow 10.1.0.0/16 --deny 10.1.99.0/24
+
+With TLS, from other machines too:
+
+    twistd -n udp-server --listen ssl:3456:privateKey=key.pem:certKey=cert.pem --insecure-no-auth
+""",
+)
+
+
+def makeService(options: RoleOptions[ServerConfig]) -> MultiService:
+    """The service for a command line."""
+    return roleService(lambda reactor: ServerService(options.config, reactor))
