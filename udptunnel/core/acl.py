@@ -54,8 +54,8 @@ DENIED_NETWORKS = (
 """What is denied unless an explicit rule covers it."""
 
 # Port 0 is no port. Chargen (19), CLDAP (389), SSDP (1900) and memcached (11211) answer one small datagram with a flood
-# to whoever it seems to come from, and hardly anybody tunnels them; 25 is where spam goes. DNS (53) and NTP (123) amplify
-# too, but are what people have a tunnel for.
+# to whoever it seems to come from, and hardly anybody tunnels them; 25 is where spam goes. DNS (53) and NTP (123) can
+# be abused so too, but are what people have a tunnel for.
 DENIED_PORTS = frozenset({0, 19, 25, 389, 1900, 11211})
 """Ports that are denied by default."""
 
@@ -155,7 +155,8 @@ def _parseNetwork(text: str) -> IPv4Network | IPv6Network:
 
 def _malformed(text: str) -> AccessRuleError:
     return AccessRuleError(
-        f"{text!r} is not a network: expected an address, or CIDR such as 10.0.0.0/8 or fd00::/8, no bit set after the prefix"
+        f"{text!r} is not a network: expected an address, or CIDR such as 10.0.0.0/8 or fd00::/8"
+        " with no bit set after the prefix"
     )
 
 

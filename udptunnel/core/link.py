@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from udptunnel.core.counters import Counters
 from udptunnel.core.heartbeat import INTERVAL, Heartbeat
-from udptunnel.core.queue import Parcel, Queue
+from udptunnel.core.queue import MOST_PARCELS, Parcel, Queue
 from udptunnel.core.relay import Relay
 from udptunnel.core.window import Window
 from udptunnel.errors import FrameError, LoginError
+from udptunnel.wire.burst import LARGEST_BURST
 from udptunnel.wire.frame import (
     ASSOCIATIONS,
     CLOSE,
@@ -59,8 +60,8 @@ Bytes that are framed for one write, so that little is framed that the kernel
 does not take: what is framed can no longer be dropped.
 """
 
-MOST_PARCELS = 256
-"""Bursts that are framed for one write: at most three buffers each, and sendmsg takes 1,024 (IOV_MAX)."""
+LEAST_QUANTUM = 8192
+"""Bytes that a flow may send in its turn at least: 7 ms at 10 Mbit/s."""
 
 MOST_PENDING = 4096
 """Control frames that wait while the path is full; a CLOSE that is lost is asked for again."""
@@ -186,9 +187,13 @@ class Link:
     def flush(self, now: float) -> None:
         """Send what waits, as far as the path takes it."""
         while self.queue and self._open():
-            parcels = self.queue.take(int(min(CHUNK, self.window.room)), now)[:MOST_PARCELS]
+            parcels = self.queue.take(int(min(CHUNK, self.window.room)), now, self._quantum())
             if parcels:
                 self._writeChunk(self.relay.wrap(parcels), now)
+
+    def _quantum(self) -> int:
+        """Bytes that a flow sends in its turn: a small part of what the path takes, so that turns come often."""
+        return int(min(max(LEAST_QUANTUM, self.window.size / 16), LARGEST_BURST))
 
     def control(self, frame: bytes) -> None:
         """Send a frame that is no burst, ahead of everything that waits."""
@@ -205,7 +210,7 @@ class Link:
             frames.append(self._pong)
             self._pong = b""
         if frames:
-            self._full = not self.carrier.write(frames)
+            self._full = not self.carrier.write([b"".join(frames)])
 
     # -- what comes in
 

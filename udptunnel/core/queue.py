@@ -17,14 +17,14 @@ from typing import TypeAlias
 from udptunnel.core.associations import Association
 from udptunnel.core.counters import Counters
 from udptunnel.wire.address import Address
-from udptunnel.wire.burst import count, pieces
+from udptunnel.wire.burst import LARGEST_BURST, count
 from udptunnel.wire.frame import Buffer
 
 Parcel: TypeAlias = tuple[Association, Address, int, Buffer]
 """A burst on its way to the other end: its association, the far address, datagram size and payload."""
 
-QUANTUM = 16384
-"""Bytes that a flow may send in its turn, and the most that waits as one piece: 13 ms at 10 Mbit/s."""
+MOST_PARCELS = 256
+"""Bursts that are taken for one write: at most three buffers each, and sendmsg takes 1,024 (IOV_MAX)."""
 
 
 class _Flow:
@@ -34,15 +34,26 @@ class _Flow:
 
     def __init__(self, association: Association) -> None:
         self.association = association
-        self.parcels: deque[tuple[float, Address, int, bytes]] = deque()
+        self.parcels: deque[tuple[float, Address, int, Buffer]] = deque()
         self.bytes = 0
         self.credit = 0
 
-    def pop(self) -> tuple[float, Address, int, bytes]:
-        """Take out the oldest."""
+    def pop(self, most: int = LARGEST_BURST) -> tuple[float, Address, int, Buffer]:
+        """Take out the oldest; of a burst longer than C{most}, the datagrams at its begin."""
         oldest = self.parcels.popleft()
+        if len(oldest[3]) > most:
+            oldest = self._cut(oldest, most)
         self.bytes -= len(oldest[3])
         return oldest
+
+    def _cut(self, burst: tuple[float, Address, int, Buffer], most: int) -> tuple[float, Address, int, Buffer]:
+        since, address, size, payload = burst
+        step = max(1, most // size) * size if size else most
+        if step >= len(payload):
+            return burst
+        view = memoryview(payload)
+        self.parcels.appendleft((since, address, size, view[step:]))
+        return since, address, size, view[:step]
 
 
 class Queue:
@@ -64,11 +75,10 @@ class Queue:
         return bool(self._turns)
 
     def put(self, parcels: Iterable[Parcel], now: float) -> None:
-        """Let bursts wait, cut so small that none holds up the others."""
+        """Let bursts wait."""
         for association, address, size, payload in parcels:
             flow = self._flows.get(association) or self._begin(association)
-            for piece in pieces(size, payload, QUANTUM):
-                flow.parcels.append((now, address, size, bytes(piece)))
+            flow.parcels.append((now, address, size, bytes(payload)))
             flow.bytes += len(payload)
             self.bytes += len(payload)
             while self.bytes > self.most:
@@ -90,29 +100,32 @@ class Queue:
         self.bytes -= len(payload)
         self._counters.drop(reason, count(size, payload))
 
-    def take(self, most: int, now: float) -> list[Parcel]:
+    def take(self, most: int, now: float, quantum: int = LARGEST_BURST) -> list[Parcel]:
         """
         Take out what goes next: C{most} bytes or a little less, but at least one burst if any is fresh.
 
         What has waited too long is dropped on the way.
+
+        @param quantum: bytes that a flow may send in its turn. Longer bursts
+            are cut, so that on a slow path none holds up the others.
         """
         taken: list[Parcel] = []
-        while self._turns:
+        while self._turns and len(taken) < MOST_PARCELS:
             flow = self._turns[0]
             self._dropStale(flow, now)
             if not flow.parcels:
                 self._end(flow)
-            elif taken and len(flow.parcels[0][3]) > most:
+            elif taken and min(quantum, len(flow.parcels[0][3])) > most:
                 break
             elif flow.credit <= 0:
-                flow.credit += QUANTUM
+                flow.credit += quantum
                 self._turns.rotate(-1)
             else:
-                most -= self._takeFrom(flow, taken)
+                most -= self._takeFrom(flow, taken, quantum)
         return taken
 
-    def _takeFrom(self, flow: _Flow, taken: list[Parcel]) -> int:
-        _, address, size, payload = flow.pop()
+    def _takeFrom(self, flow: _Flow, taken: list[Parcel], quantum: int) -> int:
+        _, address, size, payload = flow.pop(quantum)
         taken.append((flow.association, address, size, payload))
         self.bytes -= len(payload)
         flow.credit -= len(payload) or 1
@@ -136,4 +149,7 @@ class Queue:
 
     def takeAll(self, now: float) -> list[Parcel]:
         """Take out everything that is fresh, for another queue."""
-        return self.take(self.bytes + 1, now)
+        taken: list[Parcel] = []
+        while self._turns:
+            taken += self.take(self.bytes + 1, now)
+        return taken

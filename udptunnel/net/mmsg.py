@@ -25,6 +25,9 @@ AVAILABLE = False
 SLOTS = 64
 """Messages that one call moves at most."""
 
+FEW_SLOTS = 16
+"""Messages that are asked for while they are so long that a cache could not hold more of them."""
+
 _SLOT_BYTES = 65536
 _NAME_BYTES = 28
 _CONTROL_BYTES = 32
@@ -89,6 +92,7 @@ class Inbox:
         @param sources: turns kernel addresses into ours.
         """
         self._sources = sources
+        self._most = SLOTS
         self._area = bytearray(SLOTS * _SLOT_BYTES)
         self._names = bytearray(SLOTS * _NAME_BYTES)
         self._controls = bytearray(SLOTS * _CONTROL_BYTES)
@@ -122,7 +126,7 @@ class Inbox:
 
         @raise OSError: the kernel reports anything but "nothing there".
         """
-        count = _recvmmsg(descriptor, self._start, SLOTS, socket.MSG_DONTWAIT, None)
+        count = _recvmmsg(descriptor, self._start, self._most, socket.MSG_DONTWAIT, None)
         if count <= 0:
             return self._failed(ctypes.get_errno())
         lengths = self._lengths[:count].tolist()
@@ -133,6 +137,7 @@ class Inbox:
             bursts = self._together(count, lengths[0], nameBytes)
         else:
             bursts = self._apart(count, lengths, segments, nameBytes)
+        self._most = FEW_SLOTS if sum(lengths) > FEW_SLOTS * _SLOT_BYTES / 4 else SLOTS
         used = count * ctypes.sizeof(_MMsgHdr)
         self._headers[:used] = self._pristine[:used]
         return bursts

@@ -33,7 +33,7 @@ LARGEST_ADDRESS = 1 + 1 + 255 + 2
 _PORT = Struct("!H")
 _DECIMAL_PORT = re.compile("0|[1-9][0-9]{0,4}")
 
-# Printable ASCII. Without the four that stand around hosts in texts, no name can pass for a literal with something around.
+# Printable ASCII. Without the four that stand around hosts in texts no name passes for a literal with something around.
 _NAME = re.compile(r"(?:(?![][:%])[!-~]){1,255}")
 
 
