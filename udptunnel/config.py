@@ -21,7 +21,7 @@ from udptunnel.wire.address import Address
 Config = TypeVar("Config")
 
 Reader = Callable[[str], Any]
-"""Turns a text into a value, or raises L{ValueError} with a text that says what is expected."""
+"""Turns a text into a value, or raises C{ValueError} with a text that says what is expected."""
 
 
 class Forward(NamedTuple):

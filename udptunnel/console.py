@@ -38,7 +38,7 @@ option names of twistd udp-local and udp-server as keys:
     forward = ["127.0.0.1:5353=9.9.9.9:53"]
 """
 
-    def parseArgs(self, name: str) -> None:
+    def parseArgs(self, name: str) -> None:  # type: ignore[override]
         """The file."""
         self["file"] = name
 

@@ -126,7 +126,7 @@ class _Networks:
         self._tables = {version: sorted(table.items()) for version, table in tables.items()}
 
     def verdict(self, ip: IpAddress) -> bool | None:
-        """What the longest prefix that covers an address says, or L{None}."""
+        """What the longest prefix that covers an address says, or C{None}."""
         number = int(ip)
         for shift, verdicts in self._tables[ip.version]:
             allowed = verdicts.get(number >> shift)

@@ -106,7 +106,7 @@ class Associations:
         return [each for each in self._table.values() if now - each.used >= each.idle]
 
     def remove(self, number: int) -> Association | None:
-        """Take one out and tell its outlet; L{None} if there is none of this number."""
+        """Take one out and tell its outlet; C{None} if there is none of this number."""
         association = self._table.pop(number, None)
         if association is not None:
             association.outlet.closed()

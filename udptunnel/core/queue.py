@@ -57,7 +57,7 @@ class _Flow:
 
 
 class Queue:
-    """Bursts that wait, by association. Owns its bytes: what is put in is copied unless it is L{bytes}."""
+    """Bursts that wait, by association. Owns its bytes: what is put in is copied unless it is C{bytes}."""
 
     def __init__(self, counters: Counters, most: int, age: float) -> None:
         """

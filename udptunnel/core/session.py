@@ -59,7 +59,7 @@ class Session:
         return association
 
     def find(self, number: int, link: Link, now: float) -> Association | None:
-        """The association that a DATA frame on C{link} is for; L{None} if there is none (and the frame is counted)."""
+        """The association that a DATA frame on C{link} is for; C{None} if there is none (and the frame is counted)."""
         association = self.associations.get(number)
         if association is None:
             self._counters.drop("no association")
@@ -158,7 +158,7 @@ class ServerSession(Session):
         emptied: Callable[[ServerSession], None],
     ) -> None:
         """
-        @param openOutlet: makes the outlet of an association, or returns L{None} if that can not be done.
+        @param openOutlet: makes the outlet of an association, or returns C{None} if that can not be done.
         @param emptied: called when the last link is gone.
         """
         super().__init__(name, associations, counters)

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 from twisted.internet import main
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IPullProducer, IPushProducer, ITCPTransport, ITransport
-from twisted.internet.protocol import Protocol
+from twisted.internet.interfaces import IPullProducer, IPushProducer, ITransport
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -61,7 +61,7 @@ class StreamCarrier:
     """What both carriers do alike."""
 
     def __init__(self, transport: ITransport, feed: Feed, resumed: Callable[[], None]) -> None:
-        self._transport = cast(ITCPTransport, transport)
+        self._transport: Any = transport
         self._feed = feed
         self._resumed = resumed
         self._rest = b""
@@ -72,6 +72,10 @@ class StreamCarrier:
             data = self._rest + data
         used = self._feed(memoryview(data))
         self._rest = data[used:]
+
+    def write(self, buffers: Sequence[Buffer]) -> bool:
+        """Send some buffers; L{Carrier.write<udptunnel.core.link.Carrier.write>}."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Close the connection when everything is sent."""
@@ -104,7 +108,7 @@ class SocketCarrier(StreamCarrier):
         self._stream = transport
         self._waiting = False
         _tune(transport.socket)
-        transport.doRead = self.doRead  # type: ignore[method-assign]
+        transport.doRead = self.doRead  # type: ignore[assignment]
         transport.registerProducer(self, False)
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
@@ -154,7 +158,8 @@ class TransportCarrier(StreamCarrier):
     def __init__(self, transport: ITransport, feed: Feed, resumed: Callable[[], None]) -> None:
         super().__init__(transport, feed, resumed)
         self._paused = False
-        self._transport.setTcpNoDelay(True) if hasattr(transport, "setTcpNoDelay") else None
+        if hasattr(transport, "setTcpNoDelay"):
+            self._transport.setTcpNoDelay(True)
         self._transport.registerProducer(self, True)
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
@@ -259,7 +264,7 @@ class LinkProtocol(Protocol):
         if self.link is not None and not self.link.lost:
             self.link.resumed(self._clock())
 
-    def connectionLost(self, reason: Failure = main.CONNECTION_DONE) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The end."""
         if self.link is not None:
             self.link.connectionLost(self._clock())

@@ -105,7 +105,7 @@ class Inbox:
     def _layOut(self) -> None:
         """Make the message headers, and keep a copy: the kernel overwrites lengths in them."""
         area, names, controls = map(_addressOf, (self._area, self._names, self._controls))
-        self._iovecs = (_IoVec * SLOTS)(*((area + slot * _SLOT_BYTES, _SLOT_BYTES) for slot in range(SLOTS)))
+        self._iovecs = (_IoVec * SLOTS)(*(_IoVec(area + slot * _SLOT_BYTES, _SLOT_BYTES) for slot in range(SLOTS)))
         headers = (_MMsgHdr * SLOTS)()
         for slot, message in enumerate(headers):
             message.header.name = names + slot * _NAME_BYTES

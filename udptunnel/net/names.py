@@ -10,7 +10,7 @@ at a time, each may take a moment, and answers are remembered.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
@@ -116,9 +116,10 @@ class Names:
 
 def _hosts(answers: list[Any], kind: type[Any]) -> list[str]:
     payloads: list[Any] = [record.payload for record in answers if isinstance(record.payload, kind)]
-    read: Callable[[Any], str] = lambda payload: payload.dottedQuad() if kind is dns.Record_A else _six(payload.address)
+    read = dns.Record_A.dottedQuad if kind is dns.Record_A else _six
     return [normalHost(read(payload)) for payload in payloads]
 
 
-def _six(raw: bytes) -> str:
+def _six(record: Any) -> str:
+    raw: bytes = record.address
     return ":".join(raw[place : place + 2].hex() for place in range(0, 16, 2))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
-from twisted.internet import interfaces, main
-from twisted.internet.interfaces import IConsumer, IHalfCloseableProtocol, IPushProducer, ITCPTransport
-from twisted.internet.protocol import Protocol
+from twisted.internet import interfaces
+from twisted.internet.interfaces import IConsumer, IHalfCloseableProtocol, IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -31,8 +31,9 @@ class PipeEnd(Protocol):
             IConsumer(here.transport).registerProducer(IPushProducer(there.transport), True)
 
     @property
-    def _stream(self) -> ITCPTransport:
-        return cast(ITCPTransport, self.transport)
+    def _stream(self) -> Any:
+        """The transport, which Twisted's interfaces describe only in parts."""
+        return self.transport
 
     def dataReceived(self, data: bytes) -> None:
         """Pass it on."""
@@ -61,7 +62,7 @@ class PipeEnd(Protocol):
     def writeConnectionLost(self) -> None:
         """What we had to write is written."""
 
-    def connectionLost(self, reason: Failure = main.CONNECTION_DONE) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """One end is gone: so is the pipe."""
         other, self._other = self._other, None
         if other is not None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol as TypingProtocol
 
-from twisted.internet import main
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -128,7 +127,7 @@ class SocksServerProtocol(PipeEnd):
     # -- CONNECT
 
     def _connect(self, endpoint: IStreamClientEndpoint) -> None:
-        self._asking = endpoint.connect(Factory.forProtocol(PipeEnd))  # type: ignore[arg-type]
+        self._asking = endpoint.connect(Factory.forProtocol(PipeEnd))
         self._asking.addCallbacks(self._connected, self._notConnected)
 
     def _connected(self, far: IProtocol) -> None:
@@ -151,7 +150,7 @@ class SocksServerProtocol(PipeEnd):
 
     # -- the end
 
-    def connectionLost(self, reason: Failure = main.CONNECTION_DONE) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The control connection is gone, and with it all that hangs on it."""
         if self._deadline.active():
             self._deadline.cancel()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet import main
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import ConnectError, ConnectionAborted
@@ -24,7 +23,7 @@ from twisted.internet.interfaces import (
     IReactorTime,
     IStreamClientEndpoint,
 )
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
@@ -73,7 +72,7 @@ class SocksClientEndpoint:
         """Connect; fails with L{SocksRefusedError} if the server refuses."""
         negotiation = ClientNegotiation(Command.CONNECT, self._target, self._user, self._password)
         outer = _Negotiator(self._reactor, negotiation, protocolFactory)
-        made: Deferred[Any] = self._endpoint.connect(Factory.forProtocol(lambda: outer))  # type: ignore[arg-type]
+        made: Deferred[Any] = self._endpoint.connect(Factory.forProtocol(lambda: outer))
 
         def connected(_: object) -> Deferred[IProtocol]:
             return outer.agreed
@@ -152,7 +151,7 @@ class _Negotiator(Protocol):
         """For protocols that can be half closed."""
         IHalfCloseableProtocol(self._inner).writeConnectionLost()
 
-    def connectionLost(self, reason: Failure = main.CONNECTION_DONE) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The end, before or after the agreement."""
         if self._deadline.active():
             self._deadline.cancel()

@@ -42,6 +42,7 @@ PATIENCE_SECONDS = 2.0
 """A datagram that is not back by then is lost."""
 
 _NUMBER = struct.Struct("!Q")
+_FILLING = bytes(range(256)) * 257
 
 
 class EchoTarget:
@@ -127,7 +128,7 @@ class Traveller:
     def _sendOne(self, size: int) -> None:
         number = self._path.sent
         self._path.sent += 1
-        datagram = _NUMBER.pack(number) + bytes((number + place) & 0xFF for place in range(size - _NUMBER.size))
+        datagram = _NUMBER.pack(number) + _FILLING[number & 0xFF :][: size - _NUMBER.size]
         self._flying[number] = (self._reactor.seconds(), datagram)
         self._port.send(self._path.to, len(self._path.prefix) + size, self._path.prefix + datagram)
 
@@ -240,7 +241,7 @@ class Demo:
     async def _control(self, local: LocalService) -> Any:
         assert local.door is not None
         endpoint = TCP4ClientEndpoint(self._reactor, "127.0.0.1", addressOf(local.door.address).port)
-        return await endpoint.connect(Factory.forProtocol(_Control))  # type: ignore[arg-type]
+        return await endpoint.connect(Factory.forProtocol(_Control))
 
     async def _travelAll(self) -> None:
         showing = LoopingCall(self._show, self)

@@ -80,8 +80,8 @@ class Listening:
         opened.addCallbacks(self._opened, self._failed)
         failures: list[Failure] = []
         opened.addErrback(failures.append)
-        if failures:
-            raise failures[0].value
+        for failure in failures:
+            failure.raiseException()
         try:
             requireAuthentication(isLocal(self.address), allowed, self._what)
         except ListenError:

@@ -15,7 +15,7 @@ from typing import Any
 from twisted.application.internet import ClientService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import clientFromString
+from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
@@ -104,6 +104,12 @@ class _LocalLinkProtocol(LinkProtocol):
         self._giveUp(LoginError("the connection was closed before udp-server welcomed us"))
 
 
+def _greeted(protocol: Any) -> Deferred[None]:
+    """An attempt has succeeded when the link is up, not when something has accepted a TCP connection."""
+    greeted: Deferred[None] = protocol.greeted
+    return greeted
+
+
 class LocalService(MultiService):
     """
     The role udp-local.
@@ -145,7 +151,7 @@ class LocalService(MultiService):
                 reactor,
                 "socks",
                 config.socks,
-                Factory.forProtocol(lambda: SocksServerProtocol(reactor, self)),  # type: ignore[arg-type]
+                Factory.forProtocol(lambda: SocksServerProtocol(reactor, self)),
             )
         )
 
@@ -164,26 +170,25 @@ class LocalService(MultiService):
     def _addLinks(self) -> None:
         for _ in range(self.config.links):
             ways = Rotation([self._wayTo(text) for text in self.config.server])
-            factory: Any = Factory.forProtocol(lambda: _LocalLinkProtocol(self))  # type: ignore[arg-type]
+            factory: Any = Factory.forProtocol(lambda: _LocalLinkProtocol(self))
             ClientService(
                 ways,
                 factory,
                 retryPolicy=self._retryPolicy(ways),
                 clock=self._reactor,
-                prepareConnection=lambda protocol: protocol.greeted,
+                prepareConnection=_greeted,
             ).setServiceParent(self)
 
     def _wayTo(self, server: str) -> IStreamClientEndpoint:
         try:
             if self.config.via is None:
-                return clientFromString(self._reactor, server)
+                way: IStreamClientEndpoint = clientFromString(self._reactor, server)
+                return way
             return SocksClientEndpoint(self._reactor, self._hop(self.config.via), _tcpTarget(server))
         except (ValueError, TypeError, LookupError) as error:
             raise ConfigError(f"--server {server}: no client endpoint: {error}") from error
 
     def _hop(self, address: Address) -> IStreamClientEndpoint:
-        from twisted.internet.endpoints import HostnameEndpoint
-
         return HostnameEndpoint(self._reactor, address.host, address.port)
 
     def _retryPolicy(self, ways: Rotation) -> Callable[[int], float]:

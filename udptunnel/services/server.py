@@ -85,7 +85,7 @@ class ServerService(MultiService):
         names = Names(reactor, resolver or systemResolver(reactor), config.lookups, config.lookupTimeout)
         most = config.maxPorts or max(16, descriptorLimit() - RESERVE)
         self.egress = DirectEgress(self.traffic, reactor, _rules(config), names, most)
-        factory: Any = Factory.forProtocol(lambda: _ServerLinkProtocol(self))  # type: ignore[arg-type]
+        factory: Any = Factory.forProtocol(lambda: _ServerLinkProtocol(self))
         self.listeners = [Listening(reactor, "listen", text, factory) for text in config.listen]
         self._reactor = reactor
         self._ticking = LoopingCall(self._tick)

@@ -57,7 +57,7 @@ class Address(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Address:
         """
-        Read HOST:PORT, the inverse of L{str}.
+        Read HOST:PORT, the inverse of C{str}.
 
         @raise AddressError: the text is something else.
         """
@@ -99,7 +99,7 @@ def _checkName(name: str) -> str:
 
 def parseHost(host: str) -> IpAddress | None:
     """
-    The number behind a literal, or L{None} if the host is a name.
+    The number behind a literal, or C{None} if the host is a name.
 
     An IPv4-mapped IPv6 address (C{::ffff:a.b.c.d}) is the IPv4 address in it.
     Forms that only C{inet_aton} understands, such as C{127.1}, are names.

@@ -32,7 +32,7 @@ class Burst(NamedTuple):
     """Length of each datagram but the last, in bytes."""
 
     payload: Buffer
-    """The datagrams. Valid only until the receiver returns, unless it is L{bytes}."""
+    """The datagrams. Valid only until the receiver returns, unless it is C{bytes}."""
 
 
 def count(size: int, payload: Buffer) -> int:

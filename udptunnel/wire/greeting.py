@@ -120,5 +120,5 @@ def checkFirstBytes(data: Buffer, words: tuple[int, ...]) -> None:
 
 
 def commonVersion(greeting: Greeting) -> int | None:
-    """The highest version that a HELLO's sender and we both speak, or L{None}."""
+    """The highest version that a HELLO's sender and we both speak, or C{None}."""
     return VERSION if greeting.lowest <= VERSION <= greeting.version else None

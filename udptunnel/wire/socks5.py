@@ -21,6 +21,7 @@ Addresses are read and written by L{udptunnel.wire.address}.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from enum import IntEnum
 from hashlib import sha256
@@ -112,7 +113,7 @@ class Reply(NamedTuple):
     """Where the server listens (UDP ASSOCIATE) or sends from (CONNECT); L{NOWHERE} if it refused."""
 
 
-class _Negotiation:
+class _Negotiation(ABC):
     """
     What both roles share.
 
@@ -150,8 +151,9 @@ class _Negotiation:
             self._arrived.clear()
             yield
 
+    @abstractmethod
     def _exchange(self) -> Generator[None]:
-        raise NotImplementedError
+        """The negotiation itself. It yields while bytes are missing, and raises when it can not go on."""
 
     def _take(self, count: int) -> Generator[None, None, bytes]:
         while len(self._arrived) < count:
