@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from udptunnel.core.associations import Association, Associations
 from udptunnel.core.counters import Counters
 from udptunnel.core.heartbeat import INTERVAL, Heartbeat
 from udptunnel.core.queue import MOST_PARCELS, Parcel, Queue
@@ -51,9 +52,6 @@ from udptunnel.wire.greeting import (
     unpackGreeting,
 )
 
-if TYPE_CHECKING:
-    from udptunnel.core.session import Session
-
 CHUNK = 262144
 """
 Bytes that are framed for one write, so that little is framed that the kernel
@@ -68,6 +66,28 @@ MOST_PENDING = 4096
 
 LOGIN_SECONDS = 10.0
 """How long a stranger may take to say HELLO, and we wait for WELCOME."""
+
+
+class Owner(Protocol):
+    """What a link belongs to: L{udptunnel.core.session.Session}."""
+
+    name: bytes
+    """The name of the session."""
+
+    associations: Associations
+    """What flows through it."""
+
+    def find(self, number: int, link: Link, now: float) -> Association | None:
+        """The association that a DATA frame is for; C{None} if it is for none."""
+
+    def closeReceived(self, number: int) -> None:
+        """The other end has ended an association."""
+
+    def linkUp(self, link: Link, greeting: Greeting, now: float) -> None:
+        """A link was greeted at both ends."""
+
+    def linkRetired(self, link: Link, now: float) -> None:
+        """A link that was up is of no more use."""
 
 
 class Carrier(Protocol):
@@ -117,7 +137,7 @@ class Link:
     @ivar window: what is on the path.
     """
 
-    session: Session | None = None
+    session: Owner | None = None
 
     def __init__(self, carrier: Carrier, limits: LinkLimits, counters: Counters, now: float) -> None:
         self.up = False
@@ -357,7 +377,7 @@ class LocalLink(Link):
         limits: LinkLimits,
         counters: Counters,
         now: float,
-        session: Session,
+        session: Owner,
         welcomed: Callable[[], None],
     ) -> None:
         """
@@ -393,7 +413,7 @@ class ServerLink(Link):
         limits: LinkLimits,
         counters: Counters,
         now: float,
-        admit: Callable[[Greeting], Session],
+        admit: Callable[[Greeting], Owner],
     ) -> None:
         """
         @param admit: finds or makes the session for a HELLO, or raises L{LoginError}.
@@ -412,7 +432,7 @@ class ServerLink(Link):
         session.linkUp(self, greeting, now)
         return frames[1:]
 
-    def _session(self, greeting: Greeting) -> Session:
+    def _session(self, greeting: Greeting) -> Owner:
         """The session for a HELLO; whoever is not welcome is told why."""
         try:
             if commonVersion(greeting) is None:

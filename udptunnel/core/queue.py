@@ -23,6 +23,9 @@ from udptunnel.wire.frame import Buffer
 Parcel: TypeAlias = tuple[Association, Address, int, Buffer]
 """A burst on its way to the other end: its association, the far address, datagram size and payload."""
 
+BURST_BYTES = 256
+"""What a waiting burst costs besides its payload, roughly: empty ones must not be free."""
+
 MOST_PARCELS = 256
 """Bursts that are taken for one write: at most three buffers each, and sendmsg takes 1,024 (IOV_MAX)."""
 
@@ -38,12 +41,19 @@ class _Flow:
         self.bytes = 0
         self.credit = 0
 
+    def push(self, burst: tuple[float, Address, int, Buffer]) -> int:
+        """Put in the newest; returns what it costs."""
+        self.parcels.append(burst)
+        cost = BURST_BYTES + len(burst[3])
+        self.bytes += cost
+        return cost
+
     def pop(self, most: int = LARGEST_BURST) -> tuple[float, Address, int, Buffer]:
         """Take out the oldest; of a burst longer than C{most}, the datagrams at its begin."""
         oldest = self.parcels.popleft()
         if len(oldest[3]) > most:
             oldest = self._cut(oldest, most)
-        self.bytes -= len(oldest[3])
+        self.bytes -= BURST_BYTES + len(oldest[3])
         return oldest
 
     def _cut(self, burst: tuple[float, Address, int, Buffer], most: int) -> tuple[float, Address, int, Buffer]:
@@ -53,6 +63,7 @@ class _Flow:
             return burst
         view = memoryview(payload)
         self.parcels.appendleft((since, address, size, view[step:]))
+        self.bytes += BURST_BYTES
         return since, address, size, view[:step]
 
 
@@ -67,6 +78,7 @@ class Queue:
         self.most = most
         self.age = age
         self.bytes = 0
+        """What waits, with L{BURST_BYTES} for each burst."""
         self._counters = counters
         self._flows: dict[Association, _Flow] = {}
         self._turns: deque[_Flow] = deque()
@@ -78,9 +90,7 @@ class Queue:
         """Let bursts wait."""
         for association, address, size, payload in parcels:
             flow = self._flows.get(association) or self._begin(association)
-            flow.parcels.append((now, address, size, bytes(payload)))
-            flow.bytes += len(payload)
-            self.bytes += len(payload)
+            self.bytes += flow.push((now, address, size, bytes(payload)))
             while self.bytes > self.most:
                 self._dropFrom(self._longest(flow), "queue full")
 
@@ -96,9 +106,14 @@ class Queue:
         return max(self._turns, key=lambda flow: flow.bytes)
 
     def _dropFrom(self, flow: _Flow, reason: str) -> None:
-        _, _, size, payload = flow.pop()
-        self.bytes -= len(payload)
+        _, _, size, payload = self._pop(flow, LARGEST_BURST)
         self._counters.drop(reason, count(size, payload))
+
+    def _pop(self, flow: _Flow, most: int) -> tuple[float, Address, int, Buffer]:
+        before = flow.bytes
+        burst = flow.pop(most)
+        self.bytes += flow.bytes - before
+        return burst
 
     def take(self, most: int, now: float, quantum: int = LARGEST_BURST) -> list[Parcel]:
         """
@@ -125,9 +140,8 @@ class Queue:
         return taken
 
     def _takeFrom(self, flow: _Flow, taken: list[Parcel], quantum: int) -> int:
-        _, address, size, payload = flow.pop(quantum)
+        _, address, size, payload = self._pop(flow, quantum)
         taken.append((flow.association, address, size, payload))
-        self.bytes -= len(payload)
         flow.credit -= len(payload) or 1
         return len(payload)
 

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from udptunnel.core.acl import AccessRules
+from udptunnel.core.acl import AccessRules, addressesIn
 from udptunnel.core.associations import Outlet
 from udptunnel.core.session import ServerSession
 from udptunnel.errors import ListenError, ResolveError
@@ -212,12 +212,16 @@ class DirectEgress:
         that also leads where nobody may go is not to be trusted.
         """
         until = self.seconds() + ROUTE_SECONDS
-        if not all(self._rules.allows(Address(host, port), self._isOwn(host)) for host in hosts):
+        if not all(self._rules.allows(Address(host, port), self._leadsHome(host)) for host in hosts):
             return Route(None, "target refused", until)
         host = hosts[0]
         if ":" in host:
             return Route((host, port), "", until) if self._host == "::" else Route(None, "no IPv6 here", until)
         return Route((MAPPED + host if self._host == "::" else host, port), "", until)
+
+    def _leadsHome(self, host: str) -> bool:
+        """Whether a host is this machine, perhaps by way of an IPv4 address inside an IPv6 one."""
+        return any(self._isOwn(str(each)) for each in addressesIn(host))
 
     def _remember(self, address: Address, route: Route) -> Route:
         if len(self._routes) >= MOST_ROUTES:

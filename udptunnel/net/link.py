@@ -32,6 +32,11 @@ from udptunnel.wire.frame import Buffer, decode
 SHARED_BYTES = 1 << 20
 """What one read of a link takes at most."""
 
+LEAST_READ_BYTES = 65536
+
+FRAMES_PER_READ = 2048
+"""Frames that one read should bring at most, so that tiny ones do not keep everybody else waiting."""
+
 _NOTSENT_LOWAT_BYTES = 262144
 """Unsent bytes in the kernel above which it takes no more: the queue is to be ours."""
 
@@ -73,6 +78,9 @@ class StreamCarrier:
         used = self._feed(memoryview(data))
         self._rest = data[used:]
 
+    def decoded(self, frames: int, length: int) -> None:
+        """So many frames were found in so many bytes."""
+
     def write(self, buffers: Sequence[Buffer]) -> bool:
         """Send some buffers; L{Carrier.write<udptunnel.core.link.Carrier.write>}."""
         raise NotImplementedError
@@ -107,6 +115,7 @@ class SocketCarrier(StreamCarrier):
         super().__init__(cast(ITransport, transport), feed, resumed)
         self._stream = transport
         self._waiting = False
+        self._reach = LEAST_READ_BYTES
         _tune(transport.socket)
         transport.doRead = self.doRead  # type: ignore[assignment]
         transport.registerProducer(self, False)
@@ -128,6 +137,11 @@ class SocketCarrier(StreamCarrier):
             self._stream.write(rest)
         return not rest
 
+    def decoded(self, frames: int, length: int) -> None:
+        """Read less at a time when frames are tiny, so that a turn stays short."""
+        if frames:
+            self._reach = max(LEAST_READ_BYTES, min(SHARED_BYTES, FRAMES_PER_READ * length // frames))
+
     def resumeProducing(self) -> None:
         """The transport's buffer is empty."""
         if self._waiting:
@@ -139,7 +153,7 @@ class SocketCarrier(StreamCarrier):
         shared, kept = self._shared, len(self._rest)
         shared[:kept] = self._rest
         try:
-            length = self._stream.socket.recv_into(shared[kept:])
+            length = self._stream.socket.recv_into(shared[kept : kept + self._reach])
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
@@ -234,6 +248,7 @@ class LinkProtocol(Protocol):
         try:
             self.link.beginningReceived(data)
             frames, used = decode(data)
+            self._carrier.decoded(len(frames), used)
             self.link.framesReceived(frames, self._clock())
         except (FrameError, LoginError) as error:
             return self._fail(error, len(data))

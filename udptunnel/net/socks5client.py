@@ -104,15 +104,13 @@ class _Negotiator(Protocol):
             return
         assert self.transport is not None
         self.transport.write(self._negotiation.receive(data))
+        reply = self._negotiation.reply
         if self._negotiation.failed:
-            self._refuse(self._negotiation.failed)
-        elif self._negotiation.reply is not None:
-            self._replied(self._negotiation.reply.code)
+            self._refuse(self._negotiation.failed, ReplyCode.GENERAL_FAILURE if reply is None else reply.code)
+        elif reply is not None:
+            self._succeeded()
 
-    def _replied(self, code: int) -> None:
-        if code != ReplyCode.SUCCEEDED:
-            self._refuse(_reasonOf(code), code)
-            return
+    def _succeeded(self) -> None:
         self._deadline.cancel()
         assert self.transport is not None
         inner = self._factory_.buildProtocol(self.transport.getPeer())
@@ -159,13 +157,6 @@ class _Negotiator(Protocol):
             self._inner.connectionLost(reason)
         elif not self.agreed.called and not reason.check(ConnectionAborted, CancelledError):
             self.agreed.errback(SocksRefusedError("the SOCKS5 server closed the connection"))
-
-
-def _reasonOf(code: int) -> str:
-    try:
-        return f"the SOCKS5 server says: {ReplyCode(code).text}"
-    except ValueError:
-        return f"the SOCKS5 server answers with the unknown code {code}"
 
 
 def parseEndpoint(

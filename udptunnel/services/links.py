@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.protocol import Factory, Protocol
+
 from udptunnel.config import LocalConfig, ServerConfig
 from udptunnel.core.link import LinkLimits
 
@@ -14,3 +19,10 @@ def linkLimits(config: LocalConfig | ServerConfig) -> LinkLimits:
         delay=config.delay / 1000,
         heartbeat=config.heartbeat,
     )
+
+
+def quietFactory(make: Callable[[], Protocol]) -> Any:
+    """A factory that makes protocols and does not log that it starts and stops."""
+    factory = Factory.forProtocol(make)
+    factory.noisy = False
+    return factory

@@ -17,7 +17,6 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -34,7 +33,7 @@ from udptunnel.net.link import LinkProtocol
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.socks5 import SocksServerProtocol
 from udptunnel.net.socks5client import SocksClientEndpoint
-from udptunnel.services.links import linkLimits
+from udptunnel.services.links import linkLimits, quietFactory
 from udptunnel.services.listening import Listening, isLoopback, requireAuthentication
 from udptunnel.wire.address import Address
 from udptunnel.wire.greeting import SESSION_BYTES
@@ -151,7 +150,7 @@ class LocalService(MultiService):
                 reactor,
                 "socks",
                 config.socks,
-                Factory.forProtocol(lambda: SocksServerProtocol(reactor, self)),
+                quietFactory(lambda: SocksServerProtocol(reactor, self)),
             )
         )
 
@@ -170,7 +169,7 @@ class LocalService(MultiService):
     def _addLinks(self) -> None:
         for _ in range(self.config.links):
             ways = Rotation([self._wayTo(text) for text in self.config.server])
-            factory: Any = Factory.forProtocol(lambda: _LocalLinkProtocol(self))
+            factory = quietFactory(lambda: _LocalLinkProtocol(self))
             ClientService(
                 ways,
                 factory,

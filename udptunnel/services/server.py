@@ -8,7 +8,6 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import gatherResults
-from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -25,7 +24,7 @@ from udptunnel.net.egress import DirectEgress
 from udptunnel.net.link import LinkProtocol
 from udptunnel.net.names import Names, Resolver, systemResolver
 from udptunnel.net.offload import parseNames, probe
-from udptunnel.services.links import linkLimits
+from udptunnel.services.links import linkLimits, quietFactory
 from udptunnel.services.listening import Listening
 from udptunnel.wire.greeting import Greeting
 
@@ -85,7 +84,7 @@ class ServerService(MultiService):
         names = Names(reactor, resolver or systemResolver(reactor), config.lookups, config.lookupTimeout)
         most = config.maxPorts or max(16, descriptorLimit() - RESERVE)
         self.egress = DirectEgress(self.traffic, reactor, _rules(config), names, most)
-        factory: Any = Factory.forProtocol(lambda: _ServerLinkProtocol(self))
+        factory = quietFactory(lambda: _ServerLinkProtocol(self))
         self.listeners = [Listening(reactor, "listen", text, factory) for text in config.listen]
         self._reactor = reactor
         self._ticking = LoopingCall(self._tick)
