@@ -246,7 +246,7 @@ def readToml(kind: type[Config], role: str, text: str) -> Config:
     """
     try:
         table = tomllib.loads(text).get(role)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # Python's limits are not all TOMLDecodeErrors.
         raise ConfigError(f"no TOML: {error}") from error
     if not isinstance(table, dict):
         raise ConfigError(f"there is no table [{role}]")
@@ -283,10 +283,11 @@ def _tomlText(field: dataclasses.Field[Any], value: object, where: str) -> str |
 
 def _lineOf(text: str, role: str, key: str) -> int:
     """The line of a key in its table."""
+    header = re.compile(rf"""\[\s*(["']?){re.escape(role)}\1\s*\]""")
     inside = False
     for place, line in enumerate(text.splitlines(), 1):
         if line.strip().startswith("["):
-            inside = line.strip() in (f"[{role}]", f'["{role}"]')
+            inside = header.match(line.strip()) is not None
         elif inside and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
             return place
     return 1

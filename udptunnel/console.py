@@ -113,12 +113,25 @@ def checkFile(name: str) -> list[str]:
         if role not in ROLES:
             raise ConfigError(f"{name}: unknown table [{role}]; known are {', '.join(ROLES)}")
         try:
-            readToml(ROLES[role], role, text)
+            _tryParts(role, readToml(ROLES[role], role, text))
         except ConfigError as error:
             raise ConfigError(f"{name}: [{role}] {error}") from error
     if not tables:
         raise ConfigError(f"{name}: there is no table; known are {', '.join(ROLES)}")
     return list(tables)
+
+
+def _tryParts(role: str, config: Any) -> None:
+    """Make the role's service and throw it away: it checks what can not be checked by one value alone."""
+    from twisted.internet import reactor
+
+    from udptunnel.services.local import LocalService
+    from udptunnel.services.server import ServerService
+
+    if role == "udp-local":
+        LocalService(config, reactor)
+    else:
+        ServerService(config, reactor)
 
 
 # -- demo

@@ -40,13 +40,13 @@ class Echo(threading.Thread):
         super().__init__(daemon=True)
         self.received: list[tuple[tuple[str, int], bytes]] = []
         self.sockets = [open_(namespace, host, port) for host, port in addresses]
-        self._stop, self._wake = socket.socketpair()
+        self._ending, self._wake = socket.socketpair()
         self.start()
 
     def run(self) -> None:
         while True:
-            readable, _, _ = select.select([*self.sockets, self._stop], [], [])
-            if self._stop in readable:
+            readable, _, _ = select.select([*self.sockets, self._ending], [], [])
+            if self._ending in readable:
                 return
             for each in readable:
                 payload, source = each.recvfrom(LARGEST)
@@ -62,7 +62,7 @@ class Echo(threading.Thread):
         """End the thread, and close the sockets."""
         self._wake.send(b"!")
         self.join()
-        for each in (*self.sockets, self._stop, self._wake):
+        for each in (*self.sockets, self._ending, self._wake):
             each.close()
 
 

@@ -124,7 +124,13 @@ class Network:
         return self.all[-1]
 
     def _wire(
-        self, a: Namespace, nameA: str, addressesA: tuple[str, str], b: Namespace, nameB: str, addressesB: tuple[str, str]
+        self,
+        a: Namespace,
+        nameA: str,
+        addressesA: tuple[str, str],
+        b: Namespace,
+        nameB: str,
+        addressesB: tuple[str, str],
     ) -> None:
         a.ip("link", "add", nameA, "type", "veth", "peer", "name", nameB, "netns", b.name)
         for namespace, name, (four, six) in ((a, nameA, addressesA), (b, nameB, addressesB)):

@@ -22,7 +22,7 @@ from tests.system.namespaces import Namespace, Network
 SECONDS = 15.0
 """Whatever is waited for is there by then."""
 
-REPOSITORY = Path(os.environ.get("UDPTUNNEL_TESTED", Path(__file__).parents[2]))
+REPOSITORY = Path(__file__).parents[2]
 """Where the package under test is."""
 
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
@@ -70,20 +70,18 @@ class Program:
         """All that it has printed."""
         return self.log.read_text(errors="replace")
 
-    def says(self, text: str, seconds: float = SECONDS) -> Program:
-        """Wait until it has printed a text."""
-        self._await(lambda: text in self.said, f"{self.log.name} does not say {text!r}", seconds)
+    def says(self, text: str, times: int = 1) -> Program:
+        """Wait until it has printed a text so many times."""
+        self._await(lambda: self.said.count(text) >= times, f"{self.log.name} does not say {text!r} {times} times")
         return self
 
-    def listens(self, port: int, kind: str = "tcp", seconds: float = SECONDS) -> Program:
+    def listens(self, port: int, kind: str = "tcp") -> Program:
         """Wait until somebody listens at a port."""
-        self._await(
-            lambda: self.namespace.listens(kind, port), f"{self.log.name} does not listen at {kind} {port}", seconds
-        )
+        self._await(lambda: self.namespace.listens(kind, port), f"{self.log.name} does not listen at {kind} {port}")
         return self
 
-    def _await(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
-        until(lambda: condition() or self.process.poll() is not None, what, seconds)
+    def _await(self, condition: Callable[[], bool], what: str) -> None:
+        until(lambda: condition() or self.process.poll() is not None, what)
         if not condition():
             raise AssertionError(f"{what}, and has ended with exit status {self.process.returncode}")
 
@@ -172,11 +170,19 @@ class SystemTestCase(SynchronousTestCase):
 
     def start(self, namespace: Namespace, *words: str, stdin: int = subprocess.DEVNULL) -> Program:
         """Start a program in a namespace; it ends with the test."""
-        kind = Path(words[0]).name if words[: len(TWISTD)] != tuple(TWISTD) else words[len(TWISTD)]
+        ours = words[: len(TWISTD)] == tuple(TWISTD)
+        kind = words[len(TWISTD)] if ours else Path(words[0]).name
         program = Program(namespace, self.folder / f"{len(self._started)}-{kind}.log", *words, stdin=stdin)
         self._started.append(program)
+        if ours:
+            self.addCleanup(self.assertCalm, program)
         self.addCleanup(program.stop)
         return program
+
+    def assertCalm(self, program: Program) -> None:
+        """Whatever happens to one of our roles, nothing in it goes wrong in a way that nobody has thought of."""
+        for word in ("Traceback", "Unhandled", "Logged from"):
+            self.assertFalse(word in program.said, f"{program.log.name} has a {word!r}")
 
     def startServer(self, *options: str, host: str = Network.atServer[0], rules: bool = True) -> Program:
         """
@@ -198,6 +204,23 @@ class SystemTestCase(SynchronousTestCase):
         """Start udp-server and a udp-local with these options, and wait for the link."""
         server = self.startServer()
         return server, self.startLocal(*options).says("is up")
+
+    def startShadowsocks(self, command: str, port: int, *options: str, obfs: str = "") -> Program:
+        """
+        Start C{ss-server}, which is returned, and the other end of it at a port of the client's.
+
+        @param command: that other end, C{ss-local} or C{ss-tunnel}.
+        @param obfs: how simple-obfs disguises the traffic between them, if it does.
+        """
+        far, near = (), ()
+        if obfs:
+            far = "--plugin", "obfs-server", "--plugin-opts", f"obfs={obfs}"
+            near = "--plugin", "obfs-local", "--plugin-opts", f"obfs={obfs};obfs-host=www.example.org"
+        both = "-s", Network.atServer[0], "-p", "8388", "-k", "secret", "-m", "aes-256-gcm", "--no-delay"
+        server = self.start(self.network.server, "ss-server", "-v", *both, *far).listens(8388)
+        words = command, *both, "-b", "127.0.0.1", "-l", str(port), *near, *options
+        self.start(self.network.client, *words).listens(port)
+        return server
 
     def ask(self, namespace: Namespace, *words: str) -> str:
         """Run a program in a namespace until it ends, and return what it prints."""

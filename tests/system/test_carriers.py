@@ -97,17 +97,6 @@ class ShadowsocksTests(CarrierTestCase):
         super().setUp()
         self.startServer(host=LOOPBACK)
 
-    def startShadowsocks(self, command: str, port: int, *options: str, obfs: str = "") -> None:
-        """Start C{ss-server}, and the other end of it at a port of the client's."""
-        far, near = (), ()
-        if obfs:
-            far = "--plugin", "obfs-server", "--plugin-opts", f"obfs={obfs}"
-            near = "--plugin", "obfs-local", "--plugin-opts", f"obfs={obfs};obfs-host=www.example.org"
-        both = "-s", Network.atServer[0], "-p", "8388", "-k", "secret", "-m", "aes-256-gcm", "--no-delay"
-        self.start(self.network.server, "ss-server", *both, *far).listens(8388)
-        words = command, *both, "-b", LOOPBACK, "-l", str(port), *near, *options
-        self.start(self.network.client, *words).listens(port)
-
     def test_local(self) -> None:
         """With --via, a link goes through ss-local."""
         self.startShadowsocks("ss-local", CARRIER)
@@ -185,7 +174,8 @@ class ConnectTests(CarrierTestCase):
         client.ip("route", "add", PUBLIC, "dev", "tun0")
         call = f"tun2socks.startFromArgs('tun://tun0', '', 'info', 'socks5://{LOOPBACK}:{SOCKS}', '')"
         words = sys.executable, "-c", f"import signal, tun2socks; {call}; signal.pause()"
-        self.start(client, *words).says("[STACK]")
+        # Its Go part takes SIGTERM for itself, and does nothing.
+        self.addCleanup(self.start(client, *words).says("[STACK]").kill)
         echo = Echo(self.network.target, target)
         self.addCleanup(echo.close)
         with open_(client, "198.18.0.1") as udp:

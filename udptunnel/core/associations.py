@@ -99,7 +99,8 @@ class Associations:
         """
         if len(self._table) < self.most:
             return []
-        return nsmallest(1 + self.most // 64, self._table.values(), key=attrgetter("used"))
+        surplus = len(self._table) - self.most + 1
+        return nsmallest(surplus + self.most // 64, self._table.values(), key=attrgetter("used"))
 
     def idle(self, now: float) -> list[Association]:
         """Those that have been unused for too long."""

@@ -15,11 +15,13 @@ class Counters:
     @ivar sentBytes: bytes of the former.
     @ivar receivedBytes: bytes of the latter.
     @ivar dropped: datagrams that were dropped, by reason.
+    @ivar evicted: associations that had to make room for others.
     """
 
-    __slots__ = ("dropped", "received", "receivedBytes", "sent", "sentBytes")
+    __slots__ = ("dropped", "evicted", "received", "receivedBytes", "sent", "sentBytes")
 
     def __init__(self) -> None:
+        self.evicted = 0
         self.sent = self.received = self.sentBytes = self.receivedBytes = 0
         self.dropped: Counter[str] = Counter()
 
@@ -35,4 +37,5 @@ class Counters:
             "received": self.received,
             "receivedBytes": self.receivedBytes,
             "dropped": dict(self.dropped),
+            "evicted": self.evicted,
         }

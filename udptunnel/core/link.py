@@ -21,7 +21,7 @@ from udptunnel.core.queue import MOST_PARCELS, Parcel, Queue
 from udptunnel.core.relay import Relay
 from udptunnel.core.window import Window
 from udptunnel.errors import FrameError, LoginError
-from udptunnel.wire.burst import LARGEST_BURST
+from udptunnel.wire.burst import LARGEST_BURST, count
 from udptunnel.wire.frame import (
     ASSOCIATIONS,
     CLOSE,
@@ -43,6 +43,7 @@ from udptunnel.wire.frame import (
     unpackPong,
 )
 from udptunnel.wire.greeting import (
+    LARGEST_HELLO,
     VERSION,
     Greeting,
     checkFirstBytes,
@@ -77,8 +78,11 @@ class Owner(Protocol):
     associations: Associations
     """What flows through it."""
 
+    missing: str
+    """Why there may be no association for a DATA frame."""
+
     def find(self, number: int, link: Link, now: float) -> Association | None:
-        """The association that a DATA frame is for; C{None} if it is for none."""
+        """The association that a DATA frame is for; C{None} if there is none."""
 
     def closeReceived(self, number: int) -> None:
         """The other end has ended an association."""
@@ -95,7 +99,7 @@ class Carrier(Protocol):
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
         """
-        Send some buffers, in order. All of them are sent sooner or later.
+        Send some buffers, in order, behind what was written before. All of them are sent sooner or later.
 
         @return: whether more is welcome now. If not, L{Link.resumed} is called when it is.
         """
@@ -168,21 +172,23 @@ class Link:
     def _write(self, parcels: Sequence[Parcel], now: float) -> Sequence[Parcel]:
         """Send bursts from the first on, and return those that found no room."""
         place = 0
-        while place < len(parcels) and self._open():
-            begin, room = place, min(CHUNK, self.window.room)
+        while place < len(parcels) and self._open(now):
+            begin, room = place, min(CHUNK, self.window.portion)
             while place < len(parcels) and room > 0 and place - begin < MOST_PARCELS:
                 room -= len(parcels[place][3])
                 place += 1
             self._writeChunk(self.relay.wrap(parcels[begin:place]), now)
         return parcels[place:] if place else parcels
 
-    def _open(self) -> bool:
-        if self._full:
-            return False
-        if self.window.room <= 0:
-            self.window.crowd()
-            return False
-        return True
+    def _open(self, now: float) -> bool:
+        """Whether more may be sent; asked only when there is more."""
+        if not self._full and self.window.room > 0:
+            return True
+        self.window.crowd(now)
+        # The window may have shrunk below what no PING followed, and only an answer makes room again.
+        if not self._full and self.window.wantsPing():
+            self._beat(now)
+        return False
 
     def _writeChunk(self, buffers: list[Buffer], now: float) -> None:
         length = sum(map(len, buffers))
@@ -192,10 +198,12 @@ class Link:
         self._full = not self.carrier.write(buffers)
 
     def _ping(self, now: float) -> bytes:
-        frame = ping(int(now * 1e6))
+        moment = int(now * 1e6)
+        frame = ping(moment)
         self.window.wrote(len(frame))
         self.window.pinged = self.window.sent
-        self._heartbeat.pinged(now)
+        # Not "now": the answer is to be known again by its moment.
+        self._heartbeat.pinged(moment / 1e6)
         return frame
 
     def resumed(self, now: float) -> None:
@@ -206,8 +214,8 @@ class Link:
 
     def flush(self, now: float) -> None:
         """Send what waits, as far as the path takes it."""
-        while self.queue and self._open():
-            parcels = self.queue.take(int(min(CHUNK, self.window.room)), now, self._quantum())
+        while self.queue and self._open(now):
+            parcels = self.queue.take(int(min(CHUNK, self.window.portion)), now, self._quantum())
             if parcels:
                 self._writeChunk(self.relay.wrap(parcels), now)
 
@@ -255,7 +263,9 @@ class Link:
             if address is None or (not size and body):
                 raise FrameError(f"a DATA frame of size {size} for target {target}, which was not announced")
             association = session.find(word, self, now)
-            if association is not None:
+            if association is None:
+                self._counters.drop(session.missing, count(size, body))
+            else:
                 association.touch(address, now)
                 association.outlet.send(address, size, body)
 
@@ -328,7 +338,7 @@ class Link:
                 self._beat(now)
 
     def _beat(self, now: float) -> None:
-        """A PING that finds the path full still starts the clock of the heartbeat."""
+        """Send a PING, or if the path is full at least start the clock of the heartbeat."""
         if self._full:
             self._heartbeat.pinged(now)
         else:
@@ -339,7 +349,7 @@ class Link:
 
     def goAway(self, reason: str, now: float) -> None:
         """Say farewell: nothing new goes over this link, and it closes."""
-        self.control(encode(GOAWAY, body=reason.encode()[:512]))
+        self.carrier.write([encode(GOAWAY, body=reason.encode()[:LARGEST_HELLO])])
         self.retire(now)
         self.carrier.close()
 
@@ -394,9 +404,12 @@ class LocalLink(Link):
         if word != WELCOME:
             raise LoginError(f"udp-server says: {bytes(body)[:200].decode('utf-8', 'replace')!r}")
         greeting = unpackGreeting(target, size, body)
+        if greeting.version != VERSION or greeting.session != self._for.name:
+            raise LoginError(f"udp-server welcomes another session, or version {greeting.version} of the format")
         self._received += HEADER_BYTES + len(body)
         self.relay.mostNumbers = greeting.targets
         self.session, self.up = self._for, True
+        self._beat(now)
         self.session.linkUp(self, greeting, now)
         self._welcomed()
         return frames[1:]
@@ -429,6 +442,7 @@ class ServerLink(Link):
         self.relay.mostNumbers = greeting.targets
         self.control(packWelcome(Greeting(session.name, session.associations.most, self.limits.targets)))
         self.session, self.up = session, True
+        self._beat(now)
         session.linkUp(self, greeting, now)
         return frames[1:]
 
@@ -439,5 +453,5 @@ class ServerLink(Link):
                 raise LoginError(f"version {VERSION} of the format is spoken here, not {greeting.version}")
             return self._admit(greeting)
         except LoginError as error:
-            self.control(encode(GOAWAY, body=str(error).encode()[:512]))
+            self.control(encode(GOAWAY, body=str(error).encode()[:LARGEST_HELLO]))
             raise

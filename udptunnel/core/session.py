@@ -43,6 +43,9 @@ class Session:
         self._counters = counters
         self._waiting = Queue(counters, WAITING_BYTES, WAITING_SECONDS)
 
+    missing = "no association"
+    """Why there may be no association for a DATA frame."""
+
     # -- associations
 
     def begin(self, makeOutlet: Callable[[int], Outlet], now: float) -> Association:
@@ -52,17 +55,16 @@ class Session:
 
     def _add(self, number: int, outlet: Outlet, now: float) -> Association:
         for each in self.associations.surplus():
-            self._counters.drop("association evicted")
+            self._counters.evicted += 1
             self.close(each)
         association = Association(number, outlet, now)
         self.associations.add(association)
         return association
 
     def find(self, number: int, link: Link, now: float) -> Association | None:
-        """The association that a DATA frame on C{link} is for; C{None} if there is none (and the frame is counted)."""
+        """The association that a DATA frame on C{link} is for; C{None} if there is none ."""
         association = self.associations.get(number)
         if association is None:
-            self._counters.drop("no association")
             link.control(encode(CLOSE | number))
         return association
 
@@ -149,6 +151,8 @@ class LocalSession(Session):
 class ServerSession(Session):
     """udp-server's end: a DATA frame for a new number opens an association."""
 
+    missing = "no external port"
+
     def __init__(
         self,
         name: bytes,
@@ -175,7 +179,6 @@ class ServerSession(Session):
     def _open(self, number: int, link: Link, now: float) -> Association | None:
         outlet = self._openOutlet(self, number)
         if outlet is None:
-            self._counters.drop("no external port")
             link.control(encode(CLOSE | number))
             return None
         return self._add(number, outlet, now)

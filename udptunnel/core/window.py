@@ -6,27 +6,43 @@ bytes wait in socket buffers, where nothing is fair and nothing ever gets too
 old. So a link never has more in flight than its path delivers within a delay
 target: the round trip of the empty path plus C{delay} seconds. The other end
 says in its PONGs how many bytes have arrived; from that follow the path's
-rate and round trip, in the manner of BBR (draft-ietf-ccwg-bbr): the rate is
-measured over a round trip, the empty path's round trip is the smallest of
-late, and once in ten seconds of crowding the window shrinks for a moment,
-so that an empty path can be seen again.
+rate and round trip, in the manner of BBR (draft-ietf-ccwg-bbr):
+
+  - The rate is what arrived in the last round trip. A lower one counts only if
+    there was more to send all the while: otherwise it is ours, not the path's.
+  - The empty path's round trip is the smallest of late. After ten seconds
+    without a smaller one the window shrinks for two round trips, if we crowd
+    the path, so that an empty path can be seen again.
+  - Until a queue is seen for the first time, the window doubles with each
+    round trip: with C{delay} alone it would grow slowly on a long path.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 
 START = 65536
 """Bytes in flight before anything was measured: half a second at 1 Mbit/s."""
 
-LEAST = 16384
-"""However slow the path is, one piece of a queue may go."""
+LEAST = 4096
+"""However slow the path is, some datagrams may be on it: half a second at 64 kbit/s."""
 
 SPAN = 0.1
 """Seconds over which the rate is measured at least."""
 
 EPOCH = 10.0
 """Seconds after which a smallest round trip is doubted."""
+
+PROBE = 0.75
+"""How much of what fills the path without a queue is on it while we look for the empty path: less would waste more."""
+
+SPARE = 1 / 3
+"""
+On a long path, bytes may wait for this part of its round trip even if
+C{delay} is less: with nothing to spare, each lull would lower the rate that
+is measured, hence the window, hence the rate.
+"""
 
 
 class Window:
@@ -42,10 +58,12 @@ class Window:
         self.sent = self.acknowledged = self.pinged = 0
         self.roundTrip = self.smallest = 0.0
         self._rate = 0.0
+        self._growing = True
         self._crowded = False
+        self._crowdedSince = inf
         self._seenAt = now
-        self._probeUntil = 0.0
-        self._arrivals: deque[tuple[float, int]] = deque([(now, 0)])
+        self._probeFrom: float | None = None
+        self._arrivals: deque[tuple[float, float, int]] = deque()
 
     @property
     def flying(self) -> int:
@@ -55,7 +73,18 @@ class Window:
     @property
     def room(self) -> float:
         """How many bytes may be sent now; none if not above 0."""
-        return self.size - self.flying if self.delay else float("inf")
+        return self.size - self.flying if self.delay else inf
+
+    @property
+    def portion(self) -> float:
+        """
+        How many bytes may go in one write: an eighth of the window.
+
+        A PING follows each, and the answers make room for one after the other.
+        Were the whole window one write, it would be answered all at once, and
+        the path would run empty meanwhile.
+        """
+        return min(self.room, self.size / 8) if self.delay else inf
 
     def wrote(self, length: int) -> None:
         """C{length} bytes went to the link."""
@@ -65,13 +94,15 @@ class Window:
         """
         Whether a PING should follow what was sent: one for each eighth of the window.
 
-        So a full window always has one of them on the way.
+        So there is one on the way whenever there is no room, for only its
+        answer makes room again; unless the window has shrunk since it was sent.
         """
         return bool(self.delay) and self.sent - self.pinged >= self.size / 8
 
-    def crowd(self) -> None:
-        """More is to be sent than there is room for."""
+    def crowd(self, now: float) -> None:
+        """More is to be sent than the path takes."""
         self._crowded = True
+        self._crowdedSince = min(self._crowdedSince, now)
 
     def arrived(self, sentAt: float, received: int, now: float) -> None:
         """
@@ -82,39 +113,51 @@ class Window:
         """
         self.acknowledged = min(max(received, self.acknowledged), self.sent)
         self.roundTrip = max(now - sentAt, 1e-6)
-        self._measureRoundTrip(now)
-        self._measureRate(sentAt, now)
+        if not self._crowded:
+            self._crowdedSince = inf
+        self._measureRoundTrip(sentAt, now)
+        filled = self._measureRate(sentAt, now)
         if self.delay:
-            self._resize(now)
+            self._resize(filled)
+        self._crowded = False
 
-    def _measureRoundTrip(self, now: float) -> None:
-        if not self.smallest or self.roundTrip <= self.smallest:
+    def _measureRoundTrip(self, sentAt: float, now: float) -> None:
+        doubted = now - self._seenAt > EPOCH
+        if self._probeFrom is not None and sentAt >= self._probeFrom:
             self.smallest, self._seenAt = self.roundTrip, now
-        elif now - self._seenAt > EPOCH:
-            self._doubt(now)
+            self._probeFrom, self._crowdedSince = None, inf
+        elif not self.smallest or self.roundTrip <= self.smallest or (doubted and not self._crowded):
+            self.smallest, self._seenAt = self.roundTrip, now
+        elif doubted and self._probeFrom is None:
+            # What is on the path now has left it after one round trip.
+            self._probeFrom = now + self.roundTrip
+        if self.roundTrip > self.smallest + max(self.smallest, self.delay) / 2:
+            self._growing = False
 
-    def _doubt(self, now: float) -> None:
-        """The smallest round trip is old: look again, on a path that we let run empty if we crowd it."""
-        if self._crowded and not self._probeUntil:
-            self._probeUntil = now + 2 * (self.smallest + self.delay)
-        elif now >= self._probeUntil:
-            self.smallest, self._seenAt, self._probeUntil = self.roundTrip, now, 0.0
+    def _measureRate(self, sentAt: float, now: float) -> bool:
+        """
+        How fast bytes arrived lately.
 
-    def _measureRate(self, sentAt: float, now: float) -> None:
+        @return: whether we kept the path filled all the while.
+        """
         arrivals = self._arrivals
-        if len(arrivals) == 1 and not self._rate:
-            arrivals[0] = (min(sentAt, now - 1e-6), arrivals[0][1])
-        arrivals.append((now, self.acknowledged))
-        while len(arrivals) > 2 and now - arrivals[1][0] >= max(SPAN, self.roundTrip):
+        if not arrivals:
+            arrivals.append((sentAt, now - self.roundTrip, 0))
+        arrivals.append((sentAt, now, self.acknowledged))
+        while len(arrivals) > 2 and now - arrivals[1][1] >= max(SPAN, self.roundTrip):
             arrivals.popleft()
-        (begin, before), (end, after) = arrivals[0], arrivals[-1]
-        rate = (after - before) / max(end - begin, 1e-6)
-        if rate > self._rate or (self._crowded and now >= self._probeUntil):
+        pingedAt, begin, before = arrivals[0]
+        rate = (self.acknowledged - before) / max(now - begin, 1e-6)
+        filled = self._probeFrom is None and self._crowdedSince <= pingedAt
+        if filled or rate > self._rate:
             self._rate = rate
+        return filled
 
-    def _resize(self, now: float) -> None:
-        if now < self._probeUntil:
-            self.size = max(LEAST, self._rate * self.smallest / 2)
-        else:
-            self.size = max(LEAST, self._rate * (self.smallest + self.delay))
-        self._crowded = self._crowded and self.room <= 0
+    def _resize(self, filled: bool) -> None:
+        """A window that was not filled does not shrink."""
+        if self._probeFrom is not None:
+            self.size = max(1.0, self._rate * self.smallest * PROBE)
+            return
+        spare = self.smallest if self._growing else self.smallest * SPARE
+        wanted = max(LEAST, self._rate * (self.smallest + max(self.delay, spare)))
+        self.size = wanted if filled else max(wanted, self.size)

@@ -14,7 +14,7 @@ from udptunnel.core.session import Session
 from udptunnel.errors import AddressError, FragmentedError, TruncatedError
 from udptunnel.net.datagrams import DatagramPort, Traffic
 from udptunnel.wire.address import Address, normalHost
-from udptunnel.wire.burst import Burst
+from udptunnel.wire.burst import Burst, count
 from udptunnel.wire.frame import Buffer
 from udptunnel.wire.socks5 import packHeader, unpackHeader
 
@@ -114,7 +114,7 @@ class ForwardEntry(Entry):
         if address == self._target or (self._target.isName and address[1] == self._target.port):
             self.port.send(source, size, payload)
         else:
-            self._traffic.counters.drop("not from the forward's target")
+            self._traffic.counters.drop("not from the forward's target", count(size, payload))
 
 
 MOST_SOURCES = 256
@@ -147,20 +147,21 @@ class SocksRelay(Entry):
         now = self._clock()
         parcels = []
         for source, size, payload in bursts:
-            if self._admits(source):
+            if (why := self._refusal(source)) is not None:
+                self._traffic.counters.drop(why, count(size, payload))
+            else:
                 for target, inner, rest in self._unwrap(size, payload):
                     parcels.append((self._associationOf(source, target, now), target, inner, rest))
         if parcels:
             self._session.send(parcels, now)
 
-    def _admits(self, source: Address) -> bool:
+    def _refusal(self, source: Address) -> str | None:
+        """Why a source may not use this relay; C{None} if it may."""
         if source[0] != self._client:
-            self._traffic.counters.drop("not from the SOCKS5 client")
-            return False
+            return "not from the SOCKS5 client"
         if source not in self._associations and len(self._associations) >= MOST_SOURCES:
-            self._traffic.counters.drop("too many ports of one SOCKS5 client")
-            return False
-        return True
+            return "too many ports of one SOCKS5 client"
+        return None
 
     def _unwrap(self, size: int, payload: Buffer) -> list[tuple[Address, int, Buffer]]:
         """The bursts in a burst of datagrams with headers: one, if all headers are alike."""

@@ -27,6 +27,7 @@ from zope.interface import implementer
 
 from udptunnel.core.link import Carrier, Link
 from udptunnel.errors import FrameError, LoginError
+from udptunnel.wire.address import Address
 from udptunnel.wire.frame import Buffer, decode
 
 SHARED_BYTES = 1 << 20
@@ -125,7 +126,7 @@ class SocketCarrier(StreamCarrier):
         if not self._stream.connected:
             return False
         try:
-            sent = self._stream.socket.sendmsg(buffers)
+            sent = 0 if self._waiting else self._stream.socket.sendmsg(buffers)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -273,7 +274,7 @@ class LinkProtocol(Protocol):
         """Whom the connection is with, for log lines."""
         assert self.transport is not None
         peer = self.transport.getPeer()
-        return f"{peer.host}:{peer.port}" if isinstance(peer, IPv4Address | IPv6Address) else str(peer)
+        return str(Address(peer.host, peer.port) if isinstance(peer, IPv4Address | IPv6Address) else peer)
 
     def _resumed(self) -> None:
         if self.link is not None and not self.link.lost:

@@ -42,11 +42,18 @@ class Resolver(Protocol):
         """Ask for AAAA records."""
 
 
-def systemResolver(reactor: Any) -> Resolver:
+class SystemResolver(resolve.ResolverChain):
     """A resolver that uses the system's hosts file and name servers."""
-    servers = client.Resolver(resolv="/etc/resolv.conf", reactor=reactor)
-    chain: Resolver = resolve.ResolverChain([hosts.Resolver(), servers])
-    return chain
+
+    def __init__(self, reactor: Any) -> None:
+        self._servers = client.Resolver(resolv="/etc/resolv.conf", reactor=reactor)
+        super().__init__([hosts.Resolver(), self._servers])
+
+    def stop(self) -> None:
+        """Look at the list of name servers no more."""
+        looking = self._servers._parseCall
+        if looking is not None and looking.active():
+            looking.cancel()
 
 
 class Names:

@@ -15,7 +15,12 @@ def isOwn(host: str) -> bool:
     route. For a local address it chooses that address as the source, too; a
     broadcast it refuses as long as SO_BROADCAST is not set.
     """
-    with socket.socket(familyOf(host), socket.SOCK_DGRAM) as asked:
+    try:
+        asked = socket.socket(familyOf(host), socket.SOCK_DGRAM)
+    except OSError:
+        # No descriptor is left to ask with: better refuse what may be ours.
+        return True
+    with asked:
         try:
             asked.connect((host, 9))
         except PermissionError:

@@ -34,6 +34,9 @@ class Door(TypingProtocol):
     authenticate: Callable[[bytes, bytes], bool] | None
     """Checks a user and a password; C{None} if anybody may come in."""
 
+    clients: set[SocksServerProtocol]
+    """The connected clients, kept here by themselves."""
+
     def endpointFor(self, target: Address) -> IStreamClientEndpoint | None:
         """The way for a CONNECT request; C{None} if such requests are not served."""
 
@@ -60,6 +63,7 @@ class SocksServerProtocol(PipeEnd):
 
     def connectionMade(self) -> None:
         """Give the client its time."""
+        self._door.clients.add(self)
         self._stream.setTcpKeepAlive(True)
         self._stream.setTcpNoDelay(True)
         self._deadline = self._reactor.callLater(REQUEST_SECONDS, self._stream.abortConnection)
@@ -140,9 +144,10 @@ class SocksServerProtocol(PipeEnd):
         self._stream.resumeProducing()
 
     def _notConnected(self, failure: Failure) -> None:
-        self._asking = None
-        if not self.connected:
+        if self._asking is None:
+            # The client is gone, and it was us who gave up.
             return
+        self._asking = None
         refused = failure.check(SocksRefusedError)
         if not refused:
             self._log.warn("CONNECT can not be passed on: {why}", why=failure.getErrorMessage())
@@ -150,13 +155,18 @@ class SocksServerProtocol(PipeEnd):
 
     # -- the end
 
+    def abort(self) -> None:
+        """Close the connection now, and with it all that hangs on it."""
+        self._stream.abortConnection()
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The control connection is gone, and with it all that hangs on it."""
+        self._door.clients.discard(self)
         if self._deadline.active():
             self._deadline.cancel()
-        if self._asking is not None:
-            self._asking.addErrback(lambda _: None)
-            self._asking.cancel()
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.cancel()
         if self._relay is not None:
             self._relay.stopListening()
         super().connectionLost(reason)

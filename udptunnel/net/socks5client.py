@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import ConnectError, ConnectionAborted
 from twisted.internet.interfaces import (
@@ -25,9 +25,9 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
-from zope.interface import alsoProvides, implementer
+from zope.interface import implementer
 
-from udptunnel.errors import AddressError
+from udptunnel.errors import AddressError, SocksError
 from udptunnel.wire.address import Address
 from udptunnel.wire.socks5 import ClientNegotiation, Command, ReplyCode
 
@@ -70,7 +70,10 @@ class SocksClientEndpoint:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; fails with L{SocksRefusedError} if the server refuses."""
-        negotiation = ClientNegotiation(Command.CONNECT, self._target, self._user, self._password)
+        try:
+            negotiation = ClientNegotiation(Command.CONNECT, self._target, self._user, self._password)
+        except (AddressError, SocksError) as error:
+            return fail(error)
         outer = _Negotiator(self._reactor, negotiation, protocolFactory)
         made: Deferred[Any] = self._endpoint.connect(Factory.forProtocol(lambda: outer))
 
@@ -81,8 +84,14 @@ class SocksClientEndpoint:
         return made
 
 
+@implementer(IHalfCloseableProtocol)
 class _Negotiator(Protocol):
-    """Speaks SOCKS5 first, then steps aside."""
+    """
+    Speaks SOCKS5 first, then steps aside.
+
+    It can always be half closed, for endpoints look at that before we know
+    whether the program's protocol can.
+    """
 
     def __init__(self, reactor: IReactorTime, negotiation: ClientNegotiation, factory: IProtocolFactory) -> None:
         self.agreed: Deferred[IProtocol] = Deferred(lambda _: self._abort())
@@ -122,8 +131,6 @@ class _Negotiator(Protocol):
     def _stepAside(self, inner: IProtocol) -> None:
         assert self.transport is not None
         self._inner = inner
-        if IHalfCloseableProtocol.providedBy(inner):
-            alsoProvides(self, IHalfCloseableProtocol)
         inner.makeConnection(self.transport)
         rest, self._negotiation.rest = self._negotiation.rest, b""
         self.agreed.callback(inner)
@@ -142,12 +149,19 @@ class _Negotiator(Protocol):
             self.transport.abortConnection()  # type: ignore[attr-defined]
 
     def readConnectionLost(self) -> None:
-        """For protocols that can be half closed."""
-        IHalfCloseableProtocol(self._inner).readConnectionLost()
+        """The other end has said everything, which for a protocol that can not be half closed is the end."""
+        half = IHalfCloseableProtocol(self._inner, None)
+        if half is not None:
+            half.readConnectionLost()
+        elif self.transport is not None:
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """For protocols that can be half closed."""
-        IHalfCloseableProtocol(self._inner).writeConnectionLost()
+        """We have said everything, and it is out."""
+        half = IHalfCloseableProtocol(self._inner, None)
+        if half is not None:
+            half.writeConnectionLost()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The end, before or after the agreement."""

@@ -18,6 +18,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from udptunnel.core.queue import Parcel
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import Burst, split
 from udptunnel.wire.frame import Buffer
@@ -82,12 +83,12 @@ class PortReactor(Clock):
         @return: whether any was ready.
         """
         readable, writable, _ = select.select(self._readers, self._writers, [], seconds)
-        for one in readable:
-            if one in self._readers:
-                self._serve(one, one.doRead)
-        for one in writable:
-            if one in self._writers:
-                self._serve(one, one.doWrite)
+        for reader in readable:
+            if reader in self._readers:
+                self._serve(reader, reader.doRead)
+        for writer in writable:
+            if writer in self._writers:
+                self._serve(writer, writer.doWrite)
         return bool(readable or writable)
 
     def _serve(self, one: Any, do: Callable[[], Any]) -> None:
@@ -135,6 +136,44 @@ class RecordingReceiver:
     def sources(self) -> set[Address]:
         """Where they came from."""
         return {burst.source for burst in self.bursts}
+
+
+class RecordingLink:
+    """
+    A link that is up, and keeps what a session gives it.
+
+    @ivar parcels: the bursts: association number, address, size and a copy of the payload.
+    @ivar frames: the other frames.
+    @ivar aborted: whether its connection was closed.
+    """
+
+    up = True
+
+    def __init__(self) -> None:
+        self.parcels: list[tuple[int, Address, int, bytes]] = []
+        self.frames: list[bytes] = []
+        self.aborted = False
+        self.carrier = self
+
+    def offer(self, parcels: Sequence[Parcel], now: float) -> None:
+        """Keep bursts."""
+        self.parcels += [(each.number, address, size, bytes(payload)) for each, address, size, payload in parcels]
+
+    def control(self, frame: bytes) -> None:
+        """Keep a frame."""
+        self.frames.append(frame)
+
+    def tick(self, now: float) -> None:
+        """Time changes nothing."""
+
+    def abort(self) -> None:
+        """Close the connection."""
+        self.aborted = True
+
+    @property
+    def datagrams(self) -> list[tuple[Address, bytes]]:
+        """The datagrams of all bursts, in order, each with its address."""
+        return [(to, bytes(each)) for _, to, size, payload in self.parcels for each in split(size, payload)]
 
 
 class MemorySocket:
@@ -210,6 +249,10 @@ class MortalTransport(StringTransport):
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
         """Nothing needs to be kept alive."""
+
+    def unregisterProducer(self) -> None:
+        """Forget the producer; there may be none."""
+        self.producer = None
 
     def die(self, reason: Exception | None = None) -> None:
         """The connection is lost."""

@@ -21,6 +21,11 @@ def linkLimits(config: LocalConfig | ServerConfig) -> LinkLimits:
     )
 
 
+def tickSeconds(config: LocalConfig | ServerConfig) -> float:
+    """How often a role looks at the clock: each second, or twice a heartbeat if that is shorter."""
+    return min(1.0, config.heartbeat / 2)
+
+
 def quietFactory(make: Callable[[], Protocol]) -> Any:
     """A factory that makes protocols and does not log that it starts and stops."""
     factory = Factory.forProtocol(make)

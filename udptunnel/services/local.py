@@ -8,15 +8,14 @@ client service keeps each of the session's links up.
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from twisted.application.internet import ClientService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString
-from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -33,20 +32,12 @@ from udptunnel.net.link import LinkProtocol
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.socks5 import SocksServerProtocol
 from udptunnel.net.socks5client import SocksClientEndpoint
-from udptunnel.services.links import linkLimits, quietFactory
+from udptunnel.services.links import linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening, isLoopback, requireAuthentication
+from udptunnel.services.reconnecting import ReconnectingService
 from udptunnel.wire.address import Address
 from udptunnel.wire.greeting import SESSION_BYTES
 from udptunnel.wire.socks5 import Credentials
-
-FIRST_SECONDS, LAST_SECONDS, GROWTH = 0.2, 15.0, 1.5
-"""The back-off of a link: from the first attempt's wait to the longest one."""
-
-
-def backOff(attempt: int, jitter: Callable[[], float] = random.random) -> float:
-    """How long to wait before an attempt, in seconds, so that not all the world comes back at once."""
-    seconds = min(LAST_SECONDS, FIRST_SECONDS * GROWTH ** min(attempt, 40))
-    return seconds * (0.75 + 0.25 * jitter())
 
 
 @implementer(IStreamClientEndpoint)
@@ -57,7 +48,7 @@ class Rotation:
         self._ways = ways
         self._place = 0
 
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
         """Connect by the current way."""
         return self._ways[self._place % len(self._ways)].connect(protocolFactory)
 
@@ -67,12 +58,16 @@ class Rotation:
 
 
 class _LocalLinkProtocol(LinkProtocol):
-    """A link of ours; C{greeted} fires when it is up, or fails when it ends before."""
+    """A link of ours, and an L{Attempt<udptunnel.services.reconnecting.Attempt>} to make it."""
+
+    transport: Any
+    _welcomed = False
 
     def __init__(self, service: LocalService) -> None:
         super().__init__(self._make, service.clock)
         self._service = service
         self.greeted: Deferred[None] = Deferred()
+        self.gone: Deferred[None] = Deferred()
 
     def _make(self, carrier: Carrier, now: float) -> Link:
         service = self._service
@@ -82,6 +77,7 @@ class _LocalLinkProtocol(LinkProtocol):
 
     def _up(self) -> None:
         self._log.info("link with {peer} is up", peer=self.peer)
+        self._welcomed = True
         self.greeted.callback(None)
 
     def failed(self, error: Exception) -> None:
@@ -98,15 +94,15 @@ class _LocalLinkProtocol(LinkProtocol):
         super().connectionLost(reason)
         if self.link is not None:
             self._service.linkGone(self.link)
-        if self.greeted.called:
+        if self._welcomed:
             self._log.info("link lost: {why}", why=reason.getErrorMessage())
         self._giveUp(LoginError("the connection was closed before udp-server welcomed us"))
+        self.gone.callback(None)
 
-
-def _greeted(protocol: Any) -> Deferred[None]:
-    """An attempt has succeeded when the link is up, not when something has accepted a TCP connection."""
-    greeted: Deferred[None] = protocol.greeted
-    return greeted
+    def abort(self) -> None:
+        """Close the connection now."""
+        if self.transport is not None:
+            self.transport.abortConnection()
 
 
 class LocalService(MultiService):
@@ -137,7 +133,7 @@ class LocalService(MultiService):
             ForwardEntry(self.traffic, self.session, self.clock, rule.listen, rule.target) for rule in config.forward
         ]
         self._reactor = reactor
-        self._relays: set[Entry] = set()
+        self.clients: set[SocksServerProtocol] = set()
         self._links: set[Link] = set()
         self._ticking = LoopingCall(self._tick)
         self._ticking.clock = reactor
@@ -167,16 +163,16 @@ class LocalService(MultiService):
             raise ConfigError(f"--password-file {name}: {error}") from error
 
     def _addLinks(self) -> None:
+        ways = Rotation([self._wayTo(text) for text in self.config.server])
+        factory = quietFactory(lambda: _LocalLinkProtocol(self))
+
+        def failed() -> None:
+            # All links lead to one server: a session can not be divided.
+            if not self.session.links:
+                ways.failed()
+
         for _ in range(self.config.links):
-            ways = Rotation([self._wayTo(text) for text in self.config.server])
-            factory = quietFactory(lambda: _LocalLinkProtocol(self))
-            ClientService(
-                ways,
-                factory,
-                retryPolicy=self._retryPolicy(ways),
-                clock=self._reactor,
-                prepareConnection=_greeted,
-            ).setServiceParent(self)
+            ReconnectingService(self._reactor, partial(ways.connect, factory), failed).setServiceParent(self)
 
     def _wayTo(self, server: str) -> IStreamClientEndpoint:
         try:
@@ -189,13 +185,6 @@ class LocalService(MultiService):
 
     def _hop(self, address: Address) -> IStreamClientEndpoint:
         return HostnameEndpoint(self._reactor, address.host, address.port)
-
-    def _retryPolicy(self, ways: Rotation) -> Callable[[int], float]:
-        def seconds(attempt: int) -> float:
-            ways.failed()
-            return backOff(attempt - 1)
-
-        return seconds
 
     # -- Door
 
@@ -247,7 +236,7 @@ class LocalService(MultiService):
             entry.startListening()
         if self.door is not None:
             self.door.start(self.authenticate is not None or self.config.insecureNoAuth)
-        self._ticking.start(1.0, now=False)
+        self._ticking.start(tickSeconds(self.config), now=False)
         self._log.info(
             "udp-local: SOCKS5 at {socks}, forwards {forwards}, server {server}, offload {offload}",
             socks=self.config.socks,
@@ -265,6 +254,8 @@ class LocalService(MultiService):
             entry.stopListening()
         if self.door is not None:
             await self.door.stop()
+        for client in list(self.clients):
+            client.abort()
         for link in list(self._links):
             if link.up:
                 link.goAway("udp-local stops", self.clock())

@@ -22,9 +22,9 @@ from udptunnel.net.datagrams import Traffic
 from udptunnel.net.descriptors import descriptorLimit
 from udptunnel.net.egress import DirectEgress
 from udptunnel.net.link import LinkProtocol
-from udptunnel.net.names import Names, Resolver, systemResolver
+from udptunnel.net.names import Names, Resolver, SystemResolver
 from udptunnel.net.offload import parseNames, probe
-from udptunnel.services.links import linkLimits, quietFactory
+from udptunnel.services.links import linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening
 from udptunnel.wire.greeting import Greeting
 
@@ -81,7 +81,8 @@ class ServerService(MultiService):
         self.sessions: dict[bytes, ServerSession] = {}
         self.links: set[Link] = set()
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters)
-        names = Names(reactor, resolver or systemResolver(reactor), config.lookups, config.lookupTimeout)
+        self._resolver = resolver or SystemResolver(reactor)
+        names = Names(reactor, self._resolver, config.lookups, config.lookupTimeout)
         most = config.maxPorts or max(16, descriptorLimit() - RESERVE)
         self.egress = DirectEgress(self.traffic, reactor, _rules(config), names, most)
         factory = quietFactory(lambda: _ServerLinkProtocol(self))
@@ -138,7 +139,7 @@ class ServerService(MultiService):
         """
         for listener in self.listeners:
             listener.start(self.config.insecureNoAuth)
-        self._ticking.start(1.0, now=False)
+        self._ticking.start(tickSeconds(self.config), now=False)
         self._log.info(
             "udp-server: links at {listen}, at most {ports} external ports, offload {offload}",
             listen=", ".join(self.config.listen),
@@ -162,6 +163,8 @@ class ServerService(MultiService):
         for session in list(self.sessions.values()):
             session.end()
         self.sessions.clear()
+        if isinstance(self._resolver, SystemResolver):
+            self._resolver.stop()
         await super().stopService()
 
     def report(self) -> dict[str, Any]:

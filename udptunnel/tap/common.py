@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class RoleOptions(usage.Options, Generic[Config]):
     """
 
     role = ""
+    examples = ""
     kind: type[Any] = object
     config: Config
 
@@ -65,6 +67,21 @@ class RoleOptions(usage.Options, Generic[Config]):
         """Make the configuration, first from the file, then from the command line."""
         self.config = fill(self.kind, self["texts"], self._readFile())
 
+        self._choosePidFile()
+
+    def _choosePidFile(self) -> None:
+        """
+        Both ends may be started in one folder: twistd's own name for the file
+        would let the second one refuse, even in the foreground.
+        """
+        parent = getattr(self, "parent", None)
+        if parent is not None and parent.get("pidfile") == "twistd.pid":
+            parent["pidfile"] = "" if parent.get("nodaemon") else f"{self.role}.pid"
+
+    def getUsage(self, width: int | None = None) -> str:
+        """The options, and examples as they are to be typed."""
+        return f"{super().getUsage(width)}\n{self.examples}"
+
     def _readFile(self) -> Any:
         name = self.get("config")
         if name is None:
@@ -88,8 +105,9 @@ def optionsFor(role: str, kind: type[Config], examples: str) -> type[RoleOptions
     members: dict[str, Any] = {
         "role": role,
         "kind": kind,
-        "synopsis": f"Usage: twistd [options] {role} [{role} options]",
-        "longdesc": examples,
+        "synopsis": f"[{role} options]",
+        "longdesc": kind.__doc__,
+        "examples": examples,
         "__doc__": f"The command line of {role}.",
     }
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
@@ -154,6 +172,9 @@ def prepareProcess(reactor: Any) -> None:
     # What is loaded by now stays: looking through it again and again would
     # hold up datagrams for milliseconds.
     gc.freeze()
+    # A hang-up is no reason to drop everybody's datagrams.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 

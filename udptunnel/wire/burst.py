@@ -84,8 +84,10 @@ def _follows(last: Burst, first: Burst, length: int, burst: Burst) -> bool:
     return (
         burst.source == first.source
         and size > 0
+        and length > 0
+        and len(payload) > 0
         and len(last.payload) % size == 0
-        and (burst.size == size or (0 < len(payload) == burst.size < size))
+        and (burst.size == size or len(payload) == burst.size < size)
         and length + len(payload) <= LARGEST_BURST
     )
 

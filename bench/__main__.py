@@ -1,0 +1,170 @@
+"""
+Runs the benchmarks: C{python -m bench}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.measures import KINDS, MEASURES, QUICK, Effort, Figures, Measure
+from bench.peers import PEERS, Peer
+from bench.programs import REPOSITORY, BenchError
+from bench.report import machineFacts, resultsPage, resultsPicture, terminalTable
+from bench.table import Results
+
+PUBLISHED = Path("docs/benchmarks")
+PARTIAL = Path("build/benchmarks")
+"""Where results go, in the repository: those of a whole run, and those of any other."""
+
+ROUNDS = 3
+DESCRIPTORS = 16_384
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    names, kinds = [peer.name for peer in PEERS], list(KINDS)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measures both ends of udptunnel and other programs in turn, and prints one table.",
+        epilog="docs/benchmarks/README.md says what the measures are, and which environment variables name the peers.",
+    )
+    parser.add_argument("--quick", action="store_true", help="short loads, one round: shows that it works, no more")
+    parser.add_argument("--only", type=_someOf(names), default=names, metavar="PEER,...", help=", ".join(names))
+    parser.add_argument("--measure", type=_someOf(kinds), default=kinds, metavar="NAME,...", help=", ".join(kinds))
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"medians are over so many rounds [default: {ROUNDS}]")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"where results.md and results.svg go [default: {PUBLISHED}, or {PARTIAL} with any other option]",
+    )
+    return parser.parse_args(words)
+
+
+class _someOf:  # noqa: N801 argparse shows the name in its messages
+    """Reads some of these words, separated by commas."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+
+    def __call__(self, text: str) -> list[str]:
+        chosen = text.split(",")
+        for word in chosen:
+            if word not in self._words:
+                raise argparse.ArgumentTypeError(f"{word}: expected some of {','.join(self._words)}")
+        return chosen
+
+
+def run(peers: Sequence[Peer], measures: Sequence[Measure], rounds: int, effort: Effort) -> Results:
+    """Measure everything, one peer after the other within a round, so that what changes on the machine meets all."""
+    results = Results()
+    present = [peer for peer in peers if _isHere(peer, results)]
+    steps = [
+        (turn, measure, peer)
+        for turn in range(rounds)
+        for measure in measures
+        # Every other round runs backwards, so that nobody always follows the same one.
+        for peer in (present if turn % 2 == 0 else reversed(present))
+        if _applies(measure, peer, results)
+    ]
+    for place, (turn, measure, peer) in enumerate(steps, 1):
+        head = f"[{place}/{len(steps)}] round {turn + 1}, {measure.title}, {peer.name}"
+        begin = time.monotonic()
+        said = _step(measure, peer, effort, results)
+        _progress(f"{head}: {said} ({time.monotonic() - begin:.0f} s)")
+    return results
+
+
+def _isHere(peer: Peer, results: Results) -> bool:
+    absence = peer.absence()
+    if absence:
+        results.remark(peer.name, f"absent: {absence}")
+    return not absence
+
+
+def _applies(measure: Measure, peer: Peer, results: Results) -> bool:
+    obstacle = measure.obstacle(peer)
+    if obstacle:
+        results.remark(peer.name, obstacle, f"no {KINDS[measure.kind]}")
+    return not obstacle
+
+
+def _step(measure: Measure, peer: Peer, effort: Effort, results: Results) -> str:
+    """Measure one thing once, and say what came of it."""
+    before: Figures = {
+        column.key: figure for column in measure.columns if (figure := results.median(peer.name, column.key))
+    }
+    try:
+        figures = measure.measure(peer, effort, before)
+    except (BenchError, OSError) as error:
+        results.remark(peer.name, str(error), measure.title)
+        return f"failed: {error}"
+    for key, figure in figures.items():
+        results.add(peer.name, key, figure)
+    shown = [
+        f"{column.title if len(figures) > 1 else ''} {column.text(figures[column.key])} {column.unit}".strip()
+        for column in measure.columns
+    ]
+    return ", ".join(shown)
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def outputFolder(options: argparse.Namespace) -> Path:
+    """Where results go. What is not a whole run does not replace results of one unless it is told to."""
+    if options.output is not None:
+        return Path(options.output)
+    whole = not options.quick and len(options.only) == len(PEERS) and len(options.measure) == len(KINDS)
+    return REPOSITORY / (PUBLISHED if whole else PARTIAL)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the benchmarks, print the table, and write the page and the picture."""
+    given = sys.argv[1:] if words is None else list(words)
+    options = parse(given)
+    # So that programs and namespaces are taken away then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    _raiseDescriptorLimit()
+    peers = [peer for peer in PEERS if peer.name in options.only]
+    measures = [measure for measure in MEASURES if measure.kind in options.measure]
+    results = run(
+        peers, measures, options.rounds or (1 if options.quick else ROUNDS), QUICK if options.quick else Effort()
+    )
+    print(terminalTable(results, measures, shutil.get_terminal_size((0, 0)).columns))
+    folder, facts = outputFolder(options), machineFacts()
+    folder.mkdir(parents=True, exist_ok=True)
+    how = " ".join(["python -m bench", *(given if options.output is None else _withoutOutput(given))])
+    (folder / "results.md").write_text(resultsPage(results, measures, facts, how))
+    (folder / "results.svg").write_text(resultsPicture(results, peers, facts))
+    print(f"written: {folder}/results.md, {folder}/results.svg")
+
+
+def _withoutOutput(words: Sequence[str]) -> list[str]:
+    """The command line without where the results go: the page is no place for folders of this machine."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and not word.startswith("--output"):
+            kept.append(word)
+        skip = word == "--output"
+    return kept
+
+
+def _raiseDescriptorLimit() -> None:
+    """Sources, and the associations that the peers have for them, are descriptors; the peers inherit the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,748 @@
+"""Tests for L{udptunnel.core.link}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.core.fakes import (
+    NAME,
+    TARGET_ADDRESS,
+    MemoryCarrier,
+    Pair,
+    Path,
+    Plain,
+    RecordingOutlet,
+    feed,
+    makeAssociation,
+    makeParcel,
+    plainFrames,
+)
+from tests.examples import EXAMPLES
+from udptunnel.core.counters import Counters
+from udptunnel.core.link import MOST_PENDING, Link, LinkLimits, LocalLink, ServerLink
+from udptunnel.core.queue import Parcel
+from udptunnel.core.session import LocalSession, Session
+from udptunnel.errors import FrameError, LoginError
+from udptunnel.wire.address import Address, packAddress
+from udptunnel.wire.burst import Burst, split
+from udptunnel.wire.frame import (
+    CLOSE,
+    GOAWAY,
+    HEADER_BYTES,
+    HELLO,
+    KIND,
+    OPTIONAL,
+    PING,
+    PONG,
+    TARGET,
+    WELCOME,
+    encode,
+    ping,
+    pong,
+    unpackPing,
+    unpackPong,
+)
+from udptunnel.wire.greeting import LARGEST_HELLO, Greeting, packHello, packWelcome, unpackGreeting
+
+SOME = Greeting(NAME, 100, 16384)
+
+ADDRESSES = [Address("192.0.2.1", 1), Address("2001:db8::1", 2), Address("name.example", 3)]
+
+
+def makeLocal(now: float = 0.0, **limits: Any) -> tuple[LocalLink, MemoryCarrier]:
+    """udp-local's end of a link that has connected, and what it writes."""
+    carrier, counters = MemoryCarrier(), Counters()
+    session = LocalSession(NAME, 100, counters)
+    return LocalLink(carrier, LinkLimits(**limits), counters, now, session, lambda: None), carrier
+
+
+def makeUp(now: float = 0.0, **limits: Any) -> tuple[LocalLink, MemoryCarrier]:
+    """udp-local's end of a link that is up, and what it writes from then on."""
+    link, carrier = makeLocal(now, **limits)
+    feed(link, packWelcome(SOME), now)
+    (moment,) = (unpackPing(body) for word, _, _, body in carrier.takeFrames() if word == PING)
+    feed(link, pong(moment, 0), now)
+    return link, carrier
+
+
+def kinds(frames: list[Plain]) -> list[int]:
+    """The kinds of some frames."""
+    return [word & KIND if word not in (HELLO, WELCOME) else word for word, _, _, _ in frames]
+
+
+def bodies(frames: list[Plain], kind: int = 0) -> list[bytes]:
+    """The bodies of those frames that are of one kind; DATA unless told."""
+    return [body for word, _, _, body in frames if word & KIND == kind]
+
+
+class GreetingTests(SynchronousTestCase):
+    """How a link comes up."""
+
+    def test_hello(self) -> None:
+        """udp-local says HELLO at once, with its session and what it holds."""
+        _, carrier = makeLocal(targets=77)
+        ((word, target, size, body),) = carrier.takeFrames()
+        self.assertEqual(word, HELLO)
+        self.assertEqual(unpackGreeting(target, size, body), Greeting(NAME, 100, 77))
+
+    def test_nothingBeforeHello(self) -> None:
+        """udp-server says nothing to a stranger."""
+        carrier = MemoryCarrier()
+        link = ServerLink(carrier, LinkLimits(), Counters(), 0.0, lambda greeting: self.fail("nobody came"))
+        for now in range(10):
+            link.tick(now)
+        self.assertEqual(carrier.written, b"")
+        self.assertFalse(link.up)
+
+    def test_nothingBeforeWelcome(self) -> None:
+        """Nothing follows the HELLO before WELCOME has come: no burst, no heartbeat."""
+        pair = Pair()
+        local, _ = pair.connect()
+        self.assertEqual(kinds(pair.carriers[0][0].takeFrames()), [HELLO])
+        association, _ = pair.open()
+        pair.local.send([makeParcel(association)], 0.0)
+        for now in range(10):
+            local.tick(now)
+            pair.local.tick(now)
+        self.assertEqual(pair.carriers[0][0].take(), b"")
+
+    def test_welcome(self) -> None:
+        """WELCOME makes the link up, at both ends, and once."""
+        pair = Pair()
+        local, server = pair.connect()
+        self.assertFalse(local.up or server.up)
+        pair.pump()
+        self.assertTrue(local.up and server.up)
+        self.assertEqual((local.session, server.session), (pair.local, pair.server))
+        self.assertEqual((pair.local.links, pair.server.links, pair.welcomed), ([local], [server], 1))
+
+    def test_welcomeBytes(self) -> None:
+        """udp-server answers with what it grants."""
+        pair = Pair(granted=5, targets=9)
+        pair.connect()
+        local, server = pair.carriers[0]
+        feed(pair.links[0][1], local.take())
+        (word, target, size, body), *_ = server.takeFrames()
+        self.assertEqual(word, WELCOME)
+        self.assertEqual(unpackGreeting(target, size, body), Greeting(NAME, 5, 9, lowest=0))
+
+    def test_waitingGoesAfterTheGreeting(self) -> None:
+        """What waited for a link goes over it when it is up."""
+        pair = Pair()
+        association, _ = pair.open()
+        pair.local.send([makeParcel(association, b"early")], 0.0)
+        pair.greeted(now=0.5)
+        self.assertEqual(pair.outlets[0].datagrams, [(TARGET_ADDRESS, b"early")])
+
+    def test_emptyPathIsMeasured(self) -> None:
+        """The first thing on a link that is up is a PING: it finds the path empty, and so learns its round trip."""
+        pair = Pair()
+        pair.local.send([makeParcel(pair.open()[0], bytes(60000))] * 10, 0.0)
+        pair.connect()
+        local, server = pair.carriers[0]
+        feed(pair.links[0][1], local.take())
+        feed(pair.links[0][0], server.take())
+        self.assertEqual(kinds(local.takeFrames())[0], PING)
+
+    def test_bytesBehindTheGreeting(self) -> None:
+        """Frames may come right behind the greeting, in one piece with it."""
+        pair = Pair()
+        _, server = pair.connect()
+        address = packAddress(TARGET_ADDRESS)
+        pair.carriers[0][0].take()
+        feed(server, packHello(SOME) + encode(TARGET, body=address) + encode(4, 0, 2, b"aab"))
+        self.assertEqual(pair.outlets[4].datagrams, [(TARGET_ADDRESS, b"aa"), (TARGET_ADDRESS, b"b")])
+
+    def test_garbage(self) -> None:
+        """A stranger is refused after four bytes, at both ends."""
+        for link in Pair().connect():
+            for stranger in (b"GET ", b"\x05\x01\x00\x00", b"\x16\x03\x01\x02"):
+                self.assertRaises(FrameError, link.beginningReceived, stranger)
+
+    def test_anotherFrame(self) -> None:
+        """A link does not begin with any other frame, however right it may be later."""
+        for link in Pair().connect():
+            for frame in (ping(1), pong(1, 1), encode(CLOSE), encode(TARGET), encode(OPTIONAL), encode(0, 0, 1, b"x")):
+                self.assertRaises(FrameError, feed, link, frame)
+
+    def test_oversized(self) -> None:
+        """Who announces a first frame beyond 512 bytes is refused before it arrives."""
+        local, server = Pair().connect()
+        self.assertRaises(FrameError, server.beginningReceived, encode(HELLO, body=bytes(503))[:HEADER_BYTES])
+        self.assertRaises(FrameError, local.beginningReceived, encode(WELCOME, body=bytes(503))[:HEADER_BYTES])
+
+    def test_badGreeting(self) -> None:
+        """A greeting that says nothing is refused."""
+        local, server = Pair().connect()
+        self.assertRaises(FrameError, feed, local, encode(WELCOME, 1, 1))
+        self.assertRaises(FrameError, feed, server, encode(HELLO, 1, 1))
+
+    def test_twice(self) -> None:
+        """A second greeting on a link is refused."""
+        local, server = Pair().greeted().links[0]
+        self.assertRaises(FrameError, feed, local, packWelcome(SOME))
+        self.assertRaises(FrameError, feed, server, packHello(SOME))
+
+    def test_version(self) -> None:
+        """Who speaks no version that we speak is told so, and the link is of no use."""
+        pair = Pair()
+        local, server = pair.connect()
+        self.assertRaises(LoginError, feed, server, packHello(SOME._replace(version=9, lowest=7)))
+        self.assertFalse(server.up)
+        answer = pair.carriers[0][1].take()
+        self.assertEqual(kinds(plainFrames(answer)), [GOAWAY])
+        error = self.assertRaises(LoginError, feed, local, answer)
+        self.assertIn("version", str(error))
+        self.assertFalse(local.up)
+
+    def test_refused(self) -> None:
+        """Who is not admitted is told why, and udp-local repeats it, however long it is."""
+        for reason in ("enough sessions", "x" * 2000):
+            carrier = MemoryCarrier()
+
+            def admit(greeting: Greeting, reason: str = reason) -> Session:
+                raise LoginError(reason)
+
+            server = ServerLink(carrier, LinkLimits(), Counters(), 0.0, admit)
+            self.assertRaises(LoginError, feed, server, packHello(SOME))
+            self.assertFalse(server.up)
+            self.assertLessEqual(len(carrier.written), HEADER_BYTES + LARGEST_HELLO)
+            local, _ = makeLocal()
+            error = self.assertRaises(LoginError, feed, local, carrier.take())
+            self.assertIn(reason[:100], str(error))
+
+    def test_deadline(self) -> None:
+        """A link that is not greeted within ten seconds is closed, at both ends."""
+        pair = Pair()
+        for link, carrier in zip(pair.connect(now=5.0), pair.carriers[0], strict=True):
+            link.tick(15.0)
+            self.assertFalse(carrier.aborted)
+            link.tick(15.1)
+            self.assertTrue(carrier.aborted)
+
+    @settings(max_examples=EXAMPLES, deadline=None)
+    @given(st.binary(max_size=60), st.sampled_from([b"", b"udpt", b"UDPT", packHello(SOME), packWelcome(SOME)]))
+    def test_fuzz(self, garbage: bytes, begin: bytes) -> None:
+        """Whatever arrives, nothing but L{FrameError} and L{LoginError} is raised."""
+        for link in Pair().connect():
+            try:
+                feed(link, begin + garbage)
+            except (FrameError, LoginError):
+                continue
+
+
+class FramesTests(SynchronousTestCase):
+    """What may come over a link that is up."""
+
+    def test_optional(self) -> None:
+        """Unknown kinds from 0x80 on are skipped, with what they hold."""
+        link, _ = makeUp()
+        for kind in (0x80, 0x81, 0xC0, 0xFF):
+            feed(link, encode(kind << 24 | 123, 4, 5, b"whatever"))
+        self.assertTrue(link.up)
+
+    def test_unknown(self) -> None:
+        """Unknown kinds below 0x80 are refused: whoever sends them means something by it."""
+        for kind in (0x06, 0x20, 0x55, 0x75, 0x7F):
+            link, _ = makeUp()
+            self.assertRaises(FrameError, feed, link, encode(kind << 24))
+
+    def test_data(self) -> None:
+        """A burst goes to the outlet of its association, as one burst, and counts as a sign of life."""
+        pair = Pair().greeted()
+        association, outlet = pair.open()
+        feed(pair.links[0][0], encode(TARGET, 3, 0, packAddress(TARGET_ADDRESS)) + encode(0, 3, 2, b"aab"), 7.0)
+        self.assertEqual(outlet.bursts, [(TARGET_ADDRESS, 2, b"aab")])
+        self.assertEqual(association.used, 7.0)
+
+    def test_emptyDatagram(self) -> None:
+        """An empty datagram is passed on."""
+        pair = Pair().greeted()
+        _, outlet = pair.open()
+        feed(pair.links[0][0], encode(TARGET, 0, 0, packAddress(TARGET_ADDRESS)) + encode(0))
+        self.assertEqual(outlet.datagrams, [(TARGET_ADDRESS, b"")])
+
+    def test_noSize(self) -> None:
+        """A burst of several bytes has a datagram size."""
+        link, _ = makeUp()
+        feed(link, encode(TARGET, body=packAddress(TARGET_ADDRESS)))
+        self.assertRaises(FrameError, feed, link, encode(0, 0, 0, b"a"))
+
+    def test_unannounced(self) -> None:
+        """A target number means nothing before it was announced."""
+        link, _ = makeUp()
+        self.assertRaises(FrameError, feed, link, encode(0, 1, 1, b"a"))
+
+    def test_targets(self) -> None:
+        """The other end may announce as many targets as we said."""
+        link, _ = makeUp(targets=2)
+        feed(link, encode(TARGET, 1, 0, packAddress(TARGET_ADDRESS)))
+        self.assertRaises(FrameError, feed, link, encode(TARGET, 2, 0, packAddress(TARGET_ADDRESS)))
+
+    def test_close(self) -> None:
+        """CLOSE ends an association; one for an association that is not there means nothing."""
+        pair = Pair().greeted()
+        association, outlet = pair.open()
+        feed(pair.links[0][0], encode(CLOSE | association.number) + encode(CLOSE | 99))
+        self.assertEqual((outlet.closings, len(pair.local.associations)), (1, 0))
+
+    def test_short(self) -> None:
+        """PING, PONG and TARGET with too little in them are refused."""
+        for kind in (PING, PONG, TARGET):
+            link, _ = makeUp()
+            self.assertRaises(FrameError, feed, link, encode(kind, body=b"\x01"))
+
+    @settings(max_examples=EXAMPLES, deadline=None)
+    @given(
+        st.lists(st.tuples(st.integers(0, 0xFFFFFFFF), st.integers(0, 3), st.integers(0, 9), st.binary(max_size=20)))
+    )
+    def test_fuzz(self, frames: list[Plain]) -> None:
+        """Whatever frames arrive, nothing but L{FrameError} is raised."""
+        for link in Pair().greeted().links[0]:
+            try:
+                feed(link, b"".join(encode(*frame) for frame in frames))
+            except FrameError:
+                continue
+
+
+class HeartbeatTests(SynchronousTestCase):
+    """PING and PONG."""
+
+    def test_answered(self) -> None:
+        """A PING is answered at once, with its moment and the number of bytes that have arrived."""
+        link, carrier = makeUp()
+        arrived = len(packWelcome(SOME)) + len(pong(0, 0)) + len(ping(0))
+        feed(link, ping(12345))
+        self.assertEqual(carrier.take(), pong(12345, arrived))
+
+    def test_countsAgree(self) -> None:
+        """What one end has sent is what the other has counted: nothing stays in flight."""
+        pair = Pair().greeted()
+        association, _ = pair.open()
+        for now in range(1, 4):
+            pair.local.send([makeParcel(association, bytes(1000))] * 20, now)
+            pair.pump(now)
+        for end in (0, 1):
+            pair.links[0][end].tick(100.0)
+        pair.pump(100.0)
+        for link in pair.links[0]:
+            self.assertLessEqual(link.report()["flyingBytes"], len(pong(0, 0)))
+
+    def test_bounded(self) -> None:
+        """While the path is full, one answer waits, however many PINGs come: the newest."""
+        link, carrier = makeUp()
+        carrier.full = True
+        feed(link, ping(0))
+        carrier.take()
+        for moment in range(1, 1000):
+            feed(link, ping(moment))
+        self.assertEqual(carrier.take(), b"")
+        carrier.full = False
+        link.resumed(0.0)
+        self.assertEqual([unpackPong(body)[0] for body in bodies(carrier.takeFrames(), PONG)], [999])
+
+    def test_idle(self) -> None:
+        """A silent link is asked every five seconds whether it lives."""
+        link, carrier = makeUp()
+        pinged = []
+        for now in range(1, 31):
+            link.tick(now)
+            for body in bodies(carrier.takeFrames(), PING):
+                pinged.append(now)
+                feed(link, pong(unpackPing(body), 0), now + 0.1)
+        self.assertEqual(pinged, [5, 10, 15, 20, 25, 30])
+        self.assertFalse(carrier.aborted)
+
+    def test_dead(self) -> None:
+        """A link is given up when a PING had no answer for three intervals."""
+        link, carrier = makeUp(heartbeat=2.0)
+        for now in range(1, 9):
+            link.tick(now)
+        self.assertFalse(carrier.aborted)
+        link.tick(8.1)
+        self.assertTrue(carrier.aborted)
+
+    def test_otherTrafficIsNoAnswer(self) -> None:
+        """A link whose other end can not hear us is dead, whatever it says."""
+        link, carrier = makeUp()
+        for now in range(1, 22):
+            link.tick(now)
+            feed(link, ping(now), now)
+        self.assertTrue(carrier.aborted)
+
+    def test_aLateTick(self) -> None:
+        """A link whose PINGs were all answered is alive, however late the clock is looked at, and whatever it says."""
+        for moment in (5.0, 1234.5678919, 0.1234567):
+            link, carrier = makeUp(now=moment, heartbeat=0.1)
+            for now in (moment + 1.0, moment + 2.0, moment + 60.0):
+                link.tick(now)
+                (body,) = bodies(carrier.takeFrames(), PING)
+                feed(link, pong(unpackPing(body), 0), now + 0.01)
+            self.assertFalse(carrier.aborted)
+
+    def test_fullPath(self) -> None:
+        """A path that stays full is dead as well, though no PING could be sent."""
+        link, carrier = makeUp()
+        carrier.full = True
+        link.offer([makeParcel(makeAssociation())], 0.0)
+        for now in range(1, 22):
+            link.tick(now)
+        self.assertTrue(carrier.aborted)
+        self.assertEqual(bodies(carrier.takeFrames(), PING), [])
+
+    def test_lost(self) -> None:
+        """Nothing happens on a link that is gone."""
+        link, carrier = makeUp()
+        link.connectionLost(1.0)
+        for now in range(100):
+            link.tick(now)
+        self.assertEqual((carrier.take(), carrier.aborted), (b"", False))
+
+    def test_liars(self) -> None:
+        """Whatever a PONG claims, the link works on."""
+        link, carrier = makeUp()
+        for moment, received in ((0, 0), (2**64 - 1, 2**64 - 1), (10**12, 0), (0, 2**63)):
+            feed(link, pong(moment, received), 1.0)
+            link.offer([makeParcel(makeAssociation(), b"a")], 1.0)
+        self.assertEqual(bodies(carrier.takeFrames()), [b"a"] * 4)
+
+
+class FarewellTests(SynchronousTestCase):
+    """How a link ends."""
+
+    def test_goAway(self) -> None:
+        """A link says farewell and closes; both ends use it no more."""
+        pair = Pair().greeted()
+        local, server = pair.links[0]
+        server.goAway("restarting", 1.0)
+        self.assertEqual((server.up, pair.server.links, pair.carriers[0][1].closed), (False, [], True))
+        self.assertEqual(pair.emptied, 1)
+        pair.pump(1.0)
+        self.assertEqual((local.up, pair.local.links, pair.carriers[0][0].closed), (False, [], True))
+
+    def test_reason(self) -> None:
+        """GOAWAY says why, in no more than 512 bytes; any bytes will do."""
+        link, carrier = makeUp()
+        link.goAway("ä" * 1000, 0.0)
+        (body,) = bodies(carrier.takeFrames(), GOAWAY)
+        self.assertEqual(body, "ä".encode() * 256)
+        link, carrier = makeUp()
+        feed(link, encode(GOAWAY, body=b"\xff\xfe"))
+        self.assertTrue(carrier.closed)
+
+    def test_connectionLost(self) -> None:
+        """When the connection is gone the session is told, once."""
+        pair = Pair().greeted()
+        _, server = pair.links[0]
+        server.goAway("restarting", 1.0)
+        server.connectionLost(1.0)
+        server.connectionLost(1.0)
+        self.assertTrue(server.lost)
+        self.assertEqual(pair.emptied, 1)
+
+    def test_lostBeforeTheGreeting(self) -> None:
+        """A link that never came up goes without a trace."""
+        pair = Pair()
+        for link in pair.connect():
+            link.connectionLost(0.0)
+        self.assertEqual((pair.local.links, pair.server.links, pair.emptied), ([], [], 0))
+
+    def test_whatWaitsIsKept(self) -> None:
+        """What waits for a link that ends goes to the next one."""
+        pair = Pair().greeted()
+        association, _ = pair.open()
+        pair.carriers[0][0].full = True
+        pair.local.send([makeParcel(association, b"first")], 1.0)
+        pair.local.send([makeParcel(association, b"second")], 1.0)
+        pair.links[0][0].connectionLost(1.1)
+        pair.carriers[0][0].take()
+        pair.greeted(now=1.15)
+        self.assertEqual(pair.outlets[0].datagrams, [(TARGET_ADDRESS, b"second")])
+
+
+class FullPathTests(SynchronousTestCase):
+    """What happens while the carrier takes no more."""
+
+    def test_waits(self) -> None:
+        """Bursts wait while the path is full, and go in order when it is free again."""
+        link, carrier = makeUp()
+        association = makeAssociation()
+        carrier.full = True
+        for number in range(5):
+            link.offer([makeParcel(association, bytes((number,)))], 0.0)
+        self.assertEqual(bodies(carrier.takeFrames()), [b"\0"])
+        carrier.full = False
+        link.resumed(0.1)
+        self.assertEqual(bodies(carrier.takeFrames()), [bytes((number,)) for number in range(1, 5)])
+
+    def test_fullAgain(self) -> None:
+        """No more than one write goes when the path is full again at once."""
+        link, carrier = makeUp()
+        carrier.full = True
+        link.offer([makeParcel(makeAssociation(), bytes(9000))] * 20, 0.0)
+        written = len(carrier.writes)
+        for more in range(1, 4):
+            link.resumed(0.0)
+            self.assertEqual(len(carrier.writes), written + more)
+
+    def test_fair(self) -> None:
+        """A call that shares a full link with a download does not wait for it."""
+        link, carrier = makeUp(delay=0.0)
+        download, call = makeAssociation(1), makeAssociation(2)
+        carrier.full = True
+        link.offer([makeParcel(download, *[bytes(1400)] * 40)] * 20, 0.0)
+        link.offer([makeParcel(call, b"call")], 0.0)
+        carrier.take()
+        carrier.full = False
+        link.resumed(0.1)
+        order = bodies(carrier.takeFrames())
+        before = sum(map(len, order[: order.index(b"call")]))
+        self.assertLessEqual(before, 3 * 65536)
+        self.assertGreater(sum(map(len, order)), 4 * before)
+
+    def test_stale(self) -> None:
+        """What waited longer than the queue's age is not sent any more."""
+        link, carrier = makeUp(queueAge=0.2)
+        association = makeAssociation()
+        carrier.full = True
+        for payload, now in ((b"goes", 0.0), (b"old", 0.0), (b"new", 0.15)):
+            link.offer([makeParcel(association, payload)], now)
+        carrier.full = False
+        link.resumed(0.3)
+        self.assertEqual(bodies(carrier.takeFrames()), [b"goes", b"new"])
+
+    def test_staleWithoutResumption(self) -> None:
+        """What is too old goes even while the path stays full."""
+        link, carrier = makeUp(queueAge=0.2)
+        carrier.full = True
+        link.offer([makeParcel(makeAssociation(), bytes(100))] * 500, 0.0)
+        self.assertGreater(link.report()["queuedBytes"], 0)
+        link.tick(1.0)
+        self.assertEqual(link.report()["queuedBytes"], 0)
+
+    def test_bounded(self) -> None:
+        """No more waits than the queue holds."""
+        link, carrier = makeUp(queueBytes=100_000)
+        carrier.full = True
+        for _ in range(100):
+            link.offer([makeParcel(makeAssociation(), bytes(9000))] * 10, 0.0)
+        self.assertLessEqual(link.report()["queuedBytes"], 100_000)
+
+    def test_smallBursts(self) -> None:
+        """However many small bursts wait, all of them go, a thousand buffers at most in one write."""
+        link, carrier = makeUp(delay=0.0)
+        association = makeAssociation()
+        carrier.full = True
+        link.offer([makeParcel(association)] * 1000, 0.0)
+        carrier.full = False
+        link.resumed(0.1)
+        self.assertEqual(len(bodies(carrier.takeFrames())), 1000)
+
+    def test_controlOvertakes(self) -> None:
+        """Control frames wait while the path is full, but not behind the bursts."""
+        link, carrier = makeUp()
+        carrier.full = True
+        link.offer([makeParcel(makeAssociation(), b"a")], 0.0)
+        link.offer([makeParcel(makeAssociation(), b"b")], 0.0)
+        link.control(encode(CLOSE | 5))
+        carrier.take()
+        carrier.full = False
+        link.resumed(0.0)
+        self.assertEqual(kinds(carrier.takeFrames()), [CLOSE, 0])
+
+    def test_closesAreBounded(self) -> None:
+        """A flood of bursts for associations that are gone does not fill the memory with answers."""
+        pair = Pair().greeted()
+        local, carrier = pair.links[0][0], pair.carriers[0][0]
+        feed(local, encode(TARGET, body=packAddress(TARGET_ADDRESS)))
+        carrier.full = True
+        for number in range(3 * MOST_PENDING):
+            feed(local, encode(number, 0, 1, b"x"))
+        self.assertEqual(len(carrier.takeFrames()), 1)
+        self.assertEqual(pair.localCounters.dropped["no association"], 3 * MOST_PENDING)
+        carrier.full = False
+        local.resumed(0.0)
+        self.assertEqual(len(carrier.takeFrames()), MOST_PENDING)
+
+
+class SimulatedCarrier(MemoryCarrier):
+    """Sends what is written over a L{Path}, or back by the wide way."""
+
+    def __init__(self, path: Path, wide: bool) -> None:
+        super().__init__()
+        self._path, self._wide = path, wide
+        self.other: Link | None = None
+
+    def write(self, buffers: object) -> bool:
+        super().write(buffers)  # type: ignore[arg-type]
+        data = self.take()
+        self.writes.clear()
+        self._taken = 0
+        if self._wide:
+            self._path.answer(lambda: self._arrived(data))
+        else:
+            self._path.send(len(data), lambda: self._arrived(data))
+        return not self.full
+
+    def _arrived(self, data: bytes) -> None:
+        assert self.other is not None
+        feed(self.other, data, self._path.now)
+
+
+class WindowTests(SynchronousTestCase):
+    """What a link lets on its way."""
+
+    def test_window(self) -> None:
+        """No more is sent than the window lets, until answers come."""
+        link, carrier = makeUp()
+        room = link.window.room
+        link.offer([makeParcel(makeAssociation(), bytes(1000))] * 200, 0.0)
+        sent = len(carrier.take())
+        self.assertTrue(room <= sent < room + 2 * (1000 + HEADER_BYTES + 18))
+
+    def test_noLimit(self) -> None:
+        """With a delay of 0 all goes that the carrier takes."""
+        link, carrier = makeUp(delay=0.0)
+        link.offer([makeParcel(makeAssociation(), bytes(1000))] * 200, 0.0)
+        self.assertEqual(len(bodies(carrier.takeFrames())), 200)
+
+    def test_answersMakeRoom(self) -> None:
+        """An answer to a PING lets go what waits."""
+        link, carrier = makeUp()
+        link.offer([makeParcel(makeAssociation(), bytes(1000))] * 200, 0.0)
+        pings = [unpackPing(body) for body in bodies(carrier.takeFrames(), PING)]
+        self.assertGreaterEqual(len(pings), 7)
+        feed(link, pong(pings[0], int(link.report()["sentBytes"])), 0.05)
+        self.assertGreater(len(bodies(carrier.takeFrames())), 20)
+
+    def test_neverStuck(self) -> None:
+        """When the window has shrunk below what no PING followed, a PING is sent: else no answer would make room."""
+        link, carrier = makeUp()
+        link.offer([makeParcel(makeAssociation(), bytes(1000))] * 200, 0.0)
+        sent = int(link.report()["sentBytes"])
+        link.control(encode(OPTIONAL, body=bytes(6000)))
+        carrier.take()
+        feed(link, pong(0, sent), 10.0)
+        self.assertLess(link.window.room, 0)
+        self.assertEqual(kinds(carrier.takeFrames()), [PING])
+
+    def simulate(self, megabits: float, roundTrip: float, seconds: float) -> tuple[Path, RecordingOutlet, LocalLink]:
+        """A session over a path that is always wanted."""
+        path, pair = Path(megabits, roundTrip), Pair(queueAge=1e9)
+        narrow, wide = SimulatedCarrier(path, wide=False), SimulatedCarrier(path, wide=True)
+        local = LocalLink(narrow, pair.limits, pair.localCounters, 0.0, pair.local, lambda: None)
+        server = ServerLink(wide, pair.limits, pair.serverCounters, 0.0, lambda greeting: pair.server)
+        narrow.other, wide.other = server, local
+        association, _ = pair.open()
+
+        def refill() -> None:
+            if local.report()["queuedBytes"] < 1 << 20:
+                association.touch(TARGET_ADDRESS, path.now)
+                pair.local.send([makeParcel(association, *[bytes(1400)] * 8)] * 40, path.now)
+            pair.local.tick(path.now)
+            pair.server.tick(path.now)
+            path.at(path.now + 0.02, refill)
+
+        path.at(2 * roundTrip, refill)
+        path.run(seconds)
+        return path, pair.outlets[0], local
+
+    def test_filledPath(self) -> None:
+        """A link uses nine tenths of its path, however long, and what it sends does not wait there for long."""
+        for megabits, roundTrip in ((1, 0.02), (10, 0.1), (10, 0.3), (20, 0.005), (50, 0.02)):
+            path, outlet, link = self.simulate(megabits, roundTrip, 9.0)
+            early = len(outlet.bursts)
+            path.run(18.0)
+            arrived = sum(len(payload) for _, _, payload in outlet.bursts[early:])
+            self.assertGreater(arrived / 9.0 / path.rate, 0.9, (megabits, roundTrip))
+            # One write is not divided: an eighth of the window, or one burst.
+            write = max(link.window.size / 8, 1400 * 8) / path.rate
+            self.assertLess(path.longestWait(4, 18), 0.1 + roundTrip + write, (megabits, roundTrip))
+
+
+class InvarianceTests(SynchronousTestCase):
+    """Two links, and a path that cuts as it likes."""
+
+    @settings(max_examples=EXAMPLES, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.integers(0, 2),
+                st.sampled_from(ADDRESSES),
+                st.integers(0, 5),
+                st.integers(0, 3),
+                st.booleans(),
+            ),
+            max_size=15,
+        ),
+        st.lists(st.integers(1, 40), min_size=1, max_size=10),
+        st.booleans(),
+    )
+    def test_cutAnywhere(
+        self, sent: list[tuple[int, Address, int, int, bool]], lengths: list[int], fewTargets: bool
+    ) -> None:
+        """However the bytes are cut on the way, the same datagrams come out at the same outlets in the same order."""
+        pair = Pair(targets=1 if fewTargets else 100)
+        pair.connect()
+        pair.pump(0.0, lambda data: self.cut(data, lengths))
+        opened = [pair.open() for _ in range(3)]
+        expected: dict[tuple[bool, int], list[tuple[Address, bytes]]] = {}
+        for which, address, size, datagrams, back in sent:
+            association, payload = opened[which][0], bytes(range(size * datagrams))
+            burst = Burst(address, size, payload)
+            if back and association.number in pair.outlets:
+                association = pair.server.associations.get(association.number) or self.fail("it is gone")
+                pair.server.send([self.parcel(association, burst)], 0.0)
+            else:
+                back = False
+                pair.local.send([self.parcel(association, burst)], 0.0)
+            expected.setdefault((back, which), []).extend((address, bytes(each)) for each in split(size, payload))
+            pair.pump(0.0, lambda data: self.cut(data, lengths))
+        for (back, which), datagrams_ in expected.items():
+            outlet = opened[which][1] if back else pair.outlets[opened[which][0].number]
+            self.assertEqual(outlet.datagrams, datagrams_)
+
+    def parcel(self, association: object, burst: Burst) -> Parcel:
+        """A burst for an association."""
+        return association, burst.source, burst.size, burst.payload  # type: ignore[return-value]
+
+    def cut(self, data: bytes, lengths: list[int]) -> list[bytes]:
+        """Some bytes in pieces of these lengths, over and over."""
+        pieces, place, turn = [], 0, 0
+        while place < len(data):
+            length = lengths[turn % len(lengths)]
+            pieces.append(data[place : place + length])
+            place, turn = place + length, turn + 1
+        return pieces
+
+    def test_byteByByte(self) -> None:
+        """A link works if each byte comes alone."""
+        pair = Pair()
+        pair.connect()
+        association, _ = pair.open()
+        pair.local.send([makeParcel(association, b"aa", b"b"), makeParcel(association, b"")], 0.0)
+        pair.pump(0.0, lambda data: [data[at : at + 1] for at in range(len(data))])
+        self.assertEqual([datagram for _, datagram in pair.outlets[0].datagrams], [b"aa", b"b", b""])
+
+
+class ReportTests(SynchronousTestCase):
+    """L{Link.report}."""
+
+    def test_report(self) -> None:
+        """A link reports its round trips and what it sent, received, holds and has on the way."""
+        link, carrier = makeUp()
+        feed(link, ping(1), 0.0)
+        link.offer([makeParcel(makeAssociation(), b"abc")], 0.0)
+        report = link.report()
+        self.assertEqual(report["sentBytes"], len(carrier.written))
+        self.assertEqual(report["receivedBytes"], len(packWelcome(SOME) + pong(0, 0) + ping(0)))
+        self.assertEqual(report["queuedBytes"], 0)
+        self.assertEqual(report["flyingBytes"], report["sentBytes"])
+        feed(link, pong(0, len(carrier.written)), 0.25)
+        report = link.report()
+        self.assertEqual((report["flyingBytes"], report["roundTrip"]), (0, 0.25))
+        self.assertLess(report["smallestRoundTrip"], 0.25)

@@ -1,0 +1,417 @@
+"""Tests for the parts of L{bench} that need no other program: the search, the table, the picture, the link's rules."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from unittest import mock
+from xml.etree import ElementTree
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from bench import __main__ as program
+from bench.load import (
+    NUMBERS,
+    Load,
+    Outcome,
+    Sender,
+    Sink,
+    Way,
+    checkWord,
+    isRight,
+    payload,
+    percentile,
+    socksHeader,
+)
+from bench.measures import MEASURES, QUICK, Effort, Figures, Measure
+from bench.peers import PEERS, Peer
+from bench.picture import Axis, Mark, Panel, linearAxis, logarithmicAxis, picture, tickText
+from bench.places import Site
+from bench.programs import BenchError
+from bench.report import resultsPage, resultsPicture, terminalTable
+from bench.search import MOST_LOST, findMost
+from bench.table import Column, Figure, Results, fold, markdown, percent, remarkLines, rows, short, text
+from bench.wan import Direction
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+class FakeTunnel:
+    """
+    Loses what is above its limit, when its sender can send that much.
+
+    @ivar tried: the rates that were offered.
+    """
+
+    def __init__(self, limit: float, sender: float = math.inf, disturbed: frozenset[int] = frozenset()) -> None:
+        """
+        @param disturbed: which loads something else takes half of.
+        """
+        self.limit, self.sender, self.disturbed = limit, sender, disturbed
+        self.tried: list[float] = []
+
+    def __call__(self, rate: float) -> Outcome:
+        self.tried.append(rate)
+        sent = min(rate, self.sender)
+        delivered = sent / 2 if len(self.tried) in self.disturbed else min(sent, self.limit)
+        return Outcome(int(sent), 1.0, int(delivered), 1.0)
+
+
+class SearchTests(SynchronousTestCase):
+    """L{findMost}."""
+
+    def test_limit(self) -> None:
+        """It ends below the peer's limit, and as close as it is told."""
+        for limit in (150, 4_321, 20_000, 123_456, 9_999_999):
+            most = findMost(FakeTunnel(limit), 20_000, 0.05, 1)
+            assert most is not None
+            self.assertFalse(most.bySender)
+            self.assertLess(most.outcome.lost, MOST_LOST)
+            self.assertLess(most.outcome.offered, limit / (1 - MOST_LOST) + 1)
+            self.assertGreater(most.outcome.offered, limit * 0.94)
+
+    def test_sender(self) -> None:
+        """It says so if it is the sender that can do no more."""
+        most = findMost(FakeTunnel(1_000_000, sender=150_000), 20_000, 0.05, 2)
+        assert most is not None
+        self.assertTrue(most.bySender)
+        self.assertEqual(most.outcome.offered, 150_000)
+
+    def test_nothing(self) -> None:
+        """It gives up if hardly anything gets through."""
+        tunnel = FakeTunnel(10)
+        self.assertIsNone(findMost(tunnel, 20_000, 0.05, 1))
+        self.assertLess(len(tunnel.tried), 12)
+
+    def test_disturbed(self) -> None:
+        """A rate that gets through at the second try is not too high."""
+        most = findMost(FakeTunnel(100_000, disturbed=frozenset({1, 5})), 20_000, 0.05, 2)
+        assert most is not None
+        self.assertGreater(most.outcome.offered, 94_000)
+
+    def test_firstTooHigh(self) -> None:
+        """It may begin above the limit."""
+        most = findMost(FakeTunnel(1_000), 1_000_000, 0.1, 1)
+        assert most is not None
+        self.assertGreater(most.outcome.offered, 890)
+
+
+class LoadTests(SynchronousTestCase):
+    """The datagrams, and what is made of those that arrive."""
+
+    def test_percentile(self) -> None:
+        """It is a value that was seen: the smallest that so many are not above."""
+        hundred = [float(value) for value in range(100, 0, -1)]
+        self.assertEqual([percentile(hundred, part) for part in (0, 0.5, 0.99, 1)], [1, 50, 99, 100])
+        self.assertEqual(percentile([7.0], 0.99), 7)
+        self.assertTrue(math.isnan(percentile([], 0.5)))
+
+    def test_isRight(self) -> None:
+        """A datagram is right if each byte of it is."""
+        for size in (20, 64, 1400):
+            datagram = payload(NUMBERS + 5, size, 1.0)
+            self.assertEqual(len(datagram), size)
+            self.assertTrue(isRight(datagram, size))
+            self.assertFalse(isRight(datagram, size + 1))
+            self.assertFalse(isRight(datagram[:-1], size))
+            for place in (0, size - 1):
+                wrong = bytearray(datagram)
+                wrong[place] ^= 1
+                self.assertFalse(isRight(wrong, size), place)
+
+    def test_checkWord(self) -> None:
+        """It fits into 32 bits, and depends on number and size."""
+        self.assertLess(checkWord((1 << 64) - 1, 65507), 1 << 32)
+        self.assertEqual(len({checkWord(number, size) for number in (1, 2) for size in (64, 65)}), 4)
+
+    def test_outcome(self) -> None:
+        """What came late is not a higher rate, and copies are not less than nothing lost."""
+        self.assertEqual(Outcome(100, 1.0, 90, 2.0).rate, 45)
+        self.assertEqual(Outcome(100, 1.0, 90, 0.5).rate, 90)
+        self.assertAlmostEqual(Outcome(100, 1.0, 90, 0.5).lost, 0.1)
+        self.assertEqual(Outcome(100, 1.0, 101, 1.0).lost, 0)
+        self.assertEqual((Outcome().lost, Outcome().rate, Outcome().offered), (1, 0, 0))
+
+    def test_batch(self) -> None:
+        """A GSO sender fills a burst, and one without sends one at a time when it has little to send."""
+        self.assertEqual(Load(1400, 80_000, 1, gso=True).batch, 42)
+        self.assertEqual(Load(64, 80_000, 1, gso=True).batch, 60)
+        self.assertEqual(Load(64, 50, 1).batch, 1)
+        self.assertEqual(Load(64, 80_000, 1).batch, 16)
+
+    def test_socksHeader(self) -> None:
+        """It is that of RFC 1928 section 7."""
+        self.assertEqual(socksHeader(("127.0.0.1", 53)).hex(" "), "00 00 00 01 7f 00 00 01 00 35")
+
+    def test_realSockets(self) -> None:
+        """What is sent on loopback is counted, whole or lightly, with GSO or not, and what came before is not."""
+        if sys.platform != "linux":
+            raise self.skipTest("the load generator is for Linux")
+        sink = Sink(Site())
+        self.addCleanup(sink.close)
+        source = Way(Site(), sink.address).open()
+        self.addCleanup(source.close)
+        for load in (Load(64, 1000, 0.1), Load(1400, 2000, 0.1, gso=True)):
+            for light in (False, True):
+                Sender(source, load, 77).send()
+                outcome = sink.offer(source, load, light)
+                self.assertGreater(outcome.sent, 0)
+                self.assertEqual((outcome.delivered, outcome.damaged, outcome.duplicates), (outcome.sent, 0, 0))
+
+
+class TableTests(SynchronousTestCase):
+    """The table."""
+
+    def setUp(self) -> None:
+        self.results = Results()
+        self.column = Column("rate", "highest rate", "64 B", "1/s")
+        self.other = Column("trips", "round trip", "p99", "ms")
+
+    def test_short(self) -> None:
+        """Numbers have three digits that count."""
+        shown = {0: "0", 0.149: "0.15", 1: "1.00", 9.996: "10.0", 99.96: "100", 149: "149", 999.6: "1.00k"}
+        shown |= {1000: "1.00k", 149_000: "149k", 999_600: "1.00M", 16.7e9: "16.7G", 2.5e12: "2500G"}
+        self.assertEqual({value: short(value) for value in shown}, shown)
+        self.assertEqual(percent(0.015), "1.50 %")
+
+    def test_median(self) -> None:
+        """Rounds are put together by their median; what is no number does not count."""
+        for value in (5.0, 1.0, math.nan, 3.0):
+            self.results.add("a", "rate", Figure(value))
+        self.assertEqual(self.results.median("a", "rate"), Figure(3.0))
+        self.assertIsNone(self.results.median("b", "rate"))
+
+    def test_least(self) -> None:
+        """A figure that the load generator bounds says so, if most rounds do."""
+        for least in (True, True, False):
+            self.results.add("a", "rate", Figure(5.0, least))
+            self.results.add("b", "rate", Figure(5.0, not least))
+        self.assertEqual(self.results.cell("a", self.column), "≥ 5.00")
+        self.assertEqual(self.results.cell("b", self.column), "5.00")
+
+    def test_rows(self) -> None:
+        """Each peer with a figure has a row, in the order of the titles."""
+        self.results.add("b", "rate", Figure(2.0))
+        self.results.add("a", "trips", Figure(1.0))
+        titles = [("a", "Peer A"), ("b", "Peer B"), ("c", "Peer C")]
+        body = rows(self.results, titles, [self.column, self.other])
+        self.assertEqual(body, [["Peer A", "–", "1.00"], ["Peer B", "2.00", "–"]])  # noqa: RUF001
+
+    def test_markdown(self) -> None:
+        """All lines have the same number of cells."""
+        lines = markdown([self.column, self.other], [["Peer A", "1", "2"]]).splitlines()
+        self.assertEqual(lines[0], "|  | highest rate<br>64 B<br>1/s | round trip<br>p99<br>ms |")
+        self.assertEqual({line.count("|") for line in lines}, {4})
+
+    def test_remarks(self) -> None:
+        """A reason is said once, with all that is not there for it."""
+        self.results.remark("a", "absent")
+        for what in ("no memory", "no overload", "no memory"):
+            self.results.remark("b", "too small", what)
+        lines = remarkLines(self.results, [("a", "Peer A"), ("b", "Peer B")])
+        self.assertEqual(lines, ["Peer A: absent", "Peer B: no memory, no overload: too small"])
+
+    def test_text(self) -> None:
+        """Columns are aligned, the first one to the left."""
+        shown = text([["", "p50"], ["", "ms"]], [["Peer", "0.24"], ["Another", "12.0"]])
+        self.assertEqual(
+            shown.splitlines(),
+            ["          p50", "           ms", "-------------", "Peer     0.24", "Another  12.0"],
+        )
+
+    def test_fold(self) -> None:
+        """A table that is too wide is folded, and the first column stands in each part."""
+        self.assertEqual(fold([10, 8, 8, 8], 30), [[0, 1, 2], [0, 3]])
+        self.assertEqual(fold([10, 8, 8, 8], 0), [[0, 1, 2, 3]])
+        self.assertEqual(fold([10, 8, 8], 5), [[0, 1], [0, 2]])
+        self.assertEqual(fold([10], 80), [[0]])
+
+
+class PictureTests(SynchronousTestCase):
+    """The picture."""
+
+    peers = (("a", "Peer <A>"), ("b", "Peer B"))
+
+    def draw(self, *marks: Mark, logarithmic: bool = True) -> ElementTree.Element:
+        panel = Panel("Rate", "more is better", marks, short, logarithmic)
+        return ElementTree.fromstring(picture([panel], self.peers, frozenset("a"), "a machine"))
+
+    def test_dots(self) -> None:
+        """There is a dot for each value, and a name for each peer that has one."""
+        root = self.draw(Mark("plain", {"a": 1000.0}, True), Mark("GSO", {"a": 50_000.0}))
+        dots = [each.get("class") for each in root.iter(f"{SVG}circle") if "ours" in (each.get("class") or "")]
+        self.assertEqual(dots, ["dot ours hollow", "dot ours"])
+        texts = [each.text for each in root.iter(f"{SVG}text")]
+        self.assertIn("Peer <A>", texts)
+        self.assertNotIn("Peer B", texts)
+        self.assertIn("50.0k", texts)
+
+    def test_inside(self) -> None:
+        """Everything is on the paper."""
+        root = self.draw(Mark("", {"a": 0.0, "b": 3.0}), logarithmic=False)
+        wide, high = float(root.get("width", "0")), float(root.get("height", "0"))
+        for each in root.iter():
+            for name, most in (("x", wide), ("cx", wide), ("x2", wide), ("y", high), ("cy", high), ("y2", high)):
+                self.assertTrue(0 <= float(each.get(name, "0")) <= most, ElementTree.tostring(each))
+
+    def test_empty(self) -> None:
+        """A panel without values is left out."""
+        root = self.draw(Mark("", {}))
+        self.assertEqual([each.text for each in root.iter(f"{SVG}text")], ["a machine"])
+
+    def test_darkAndLight(self) -> None:
+        """The picture follows the reader's colours."""
+        style = self.draw(Mark("", {"a": 1.0})).find(f"{SVG}style")
+        assert style is not None
+        self.assertIn("prefers-color-scheme: dark", style.text or "")
+
+    def test_logarithmicAxis(self) -> None:
+        """It is made of whole powers of ten around the values."""
+        axis = logarithmicAxis([250.0, 40_000.0])
+        self.assertEqual(axis.ticks, [100, 1000, 10_000, 100_000])
+        self.assertAlmostEqual(axis.place(100), 0)
+        self.assertAlmostEqual(axis.place(1000), 1 / 3)
+        self.assertEqual(axis.place(0), 0)
+        self.assertEqual(logarithmicAxis([1000.0]).ticks, [1000, 10_000])
+        self.assertEqual(logarithmicAxis([0.0]).ticks, [1, 10])
+
+    def test_linearAxis(self) -> None:
+        """It begins at zero, and has round steps."""
+        self.assertEqual(linearAxis([7.8]).ticks, [0, 2, 4, 6, 8])
+        self.assertEqual(linearAxis([100.0]).ticks, [0, 50, 100])
+        self.assertEqual(linearAxis([0.0]).ticks[0], 0)
+        self.assertEqual(Axis(0.0, 8.0, False).place(2.0), 0.25)
+
+    def test_tickText(self) -> None:
+        """Ticks have no digits that say nothing."""
+        shown = {1000: "1k", 100: "100", 2: "2", 0.5: "0.5", 0: "0"}
+        self.assertEqual({value: tickText(short, value) for value in shown}, shown)
+        self.assertEqual(tickText(percent, 0.5), "50 %")
+
+
+class FakePeer(Peer):
+    """A peer that is not started."""
+
+    def __init__(self, name: str, absence: str = "", cannot: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.cannot = cannot or {}  # type: ignore[misc]
+        self._absence = absence
+
+    def absence(self) -> str:
+        return self._absence
+
+
+class RunTests(SynchronousTestCase):
+    """The order of things, and what is said at the end."""
+
+    def setUp(self) -> None:
+        self.lines: list[str] = []
+        self.order: list[str] = []
+        self.patch(program, "_progress", self.lines.append)
+        column = Column("trips-p50", "round trip", "p50", "ms")
+        self.measure = Measure("trips", "round trips", (column,), self._measure)
+
+    def _measure(self, peer: Peer, effort: Effort, before: Figures) -> Figures:
+        self.order.append(peer.name)
+        if peer.name == "broken":
+            raise BenchError("it broke")
+        return {"trips-p50": Figure(len(self.order) + 0.5)}
+
+    def run_(self, *peers: Peer, rounds: int = 1) -> Results:
+        return program.run(peers, [self.measure], rounds, QUICK)
+
+    def test_alternate(self) -> None:
+        """Peers take turns within a round, and every other round runs backwards."""
+        self.run_(FakePeer("a"), FakePeer("b"), rounds=3)
+        self.assertEqual(self.order, ["a", "b", "b", "a", "a", "b"])
+
+    def test_progress(self) -> None:
+        """A line says the measure, the peer, the round, and what came of it."""
+        self.run_(FakePeer("a"))
+        self.assertEqual(self.lines, ["[1/1] round 1, round trips, a: 1.50 ms (0 s)"])
+
+    def test_absent(self) -> None:
+        """What is not there, fails, or can not be measured is said, and does not stop the others."""
+        results = self.run_(
+            FakePeer("gone", absence="THING is not set"),
+            FakePeer("broken"),
+            FakePeer("small", cannot={"trips": "one way only"}),
+            FakePeer("fine"),
+        )
+        self.assertEqual(results.peers(), ["fine"])
+        self.assertEqual(
+            results.remarks,
+            {
+                "gone": {"absent: THING is not set": []},
+                "small": {"one way only": ["no round trips"]},
+                "broken": {"it broke": ["round trips"]},
+            },
+        )
+
+    def test_absence(self) -> None:
+        """A peer whose path is not given, or wrong, is absent."""
+        rfc1036 = next(peer for peer in PEERS if peer.name == "rfc1036")
+        with mock.patch.dict("os.environ", {"UDPTUNNEL_RFC1036": ""}):
+            self.assertEqual(rfc1036.absence(), "UDPTUNNEL_RFC1036 is not set")
+        with mock.patch.dict("os.environ", {"UDPTUNNEL_RFC1036": "/does/not/exist"}):
+            self.assertEqual(rfc1036.absence(), "/does/not/exist is not there")
+        with mock.patch.dict("os.environ", {"UDPTUNNEL_RFC1036": sys.executable}):
+            self.assertEqual(rfc1036.absence(), "")
+
+    def test_options(self) -> None:
+        """Words of a list must be known, and a run that is not whole does not replace published results."""
+        self.assertEqual(program.outputFolder(program.parse([])), program.REPOSITORY / program.PUBLISHED)
+        for words in (["--quick"], ["--only", "ours,direct"], ["--measure", "cpu"]):
+            self.assertEqual(program.outputFolder(program.parse(words)), program.REPOSITORY / program.PARTIAL)
+        self.assertEqual(program.outputFolder(program.parse(["--quick", "--output", "here"])), Path("here"))
+        self.patch(sys, "stderr", mock.Mock())
+        self.assertRaises(SystemExit, program.parse, ["--only", "ours,nobody"])
+
+    def test_withoutOutput(self) -> None:
+        """The page does not name folders."""
+        words = ["--quick", "--output", "there", "--rounds", "2", "--output=there"]
+        self.assertEqual(program._withoutOutput(words), ["--quick", "--rounds", "2"])
+
+    def test_pages(self) -> None:
+        """Table, page and picture are made of any figures."""
+        results = Results()
+        for place, peer in enumerate(PEERS[:3]):
+            for measure in MEASURES:
+                for column in measure.columns:
+                    results.add(peer.name, column.key, Figure(10.0**place))
+        results.remark("mullvad", "absent: it is not set")
+        facts = [("Kernel", "Linux 6"), ("Date", "today")]
+        page = resultsPage(results, MEASURES, facts, "python -m bench")
+        self.assertIn("* Kernel: Linux 6\n", page)
+        self.assertIn("| udptunnel, TLS | 100 51.2k |", page)
+        self.assertIn("* Mullvad udp2tcp: absent: it is not set\n", page)
+        self.assertIn("udptunnel, SOCKS5", terminalTable(results, MEASURES, 80))
+        root = ElementTree.fromstring(resultsPicture(results, PEERS, facts))
+        self.assertIn("Linux 6; today", [each.text for each in root.iter(f"{SVG}text")])
+
+
+class DirectionTests(SynchronousTestCase):
+    """One way of the wide-area link."""
+
+    def test_delay(self) -> None:
+        """A packet arrives when it has passed the slow part and travelled."""
+        way = Direction(delay=0.025, rate=1000.0, queue=500.0)
+        self.assertTrue(way.enter(b"x" * 100, 10.0))
+        self.assertAlmostEqual(way.next, 10.125)
+        self.assertEqual(way.leave(10.12), [])
+        self.assertEqual(way.leave(10.126), [b"x" * 100])
+        self.assertEqual(way.next, math.inf)
+
+    def test_rate(self) -> None:
+        """Packets that come together pass one after the other, in their order."""
+        way = Direction(delay=0.0, rate=1000.0, queue=500.0)
+        for letter in (b"a", b"b", b"c"):
+            way.enter(letter * 100, 0.0)
+        self.assertEqual(way.leave(0.201), [b"a" * 100, b"b" * 100])
+
+    def test_queue(self) -> None:
+        """What finds the queue full is dropped, and there is room again when some have passed."""
+        way = Direction(delay=0.0, rate=1000.0, queue=500.0)
+        self.assertEqual([way.enter(bytes(100), 0.0) for _ in range(8)], [True] * 6 + [False] * 2)
+        self.assertTrue(way.enter(bytes(100), 0.15))

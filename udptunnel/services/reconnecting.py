@@ -1,0 +1,121 @@
+"""
+Keeping a link up: attempt after attempt, for as long as the service runs.
+
+C{twisted.application.internet.ClientService} would be the usual way, but it
+counts an attempt as a success when TCP connects, or breaks when a connection
+is lost that is not prepared yet; and with a proxy on the way a TCP connection
+means nothing. Here an attempt has succeeded when the link was welcomed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+FIRST_SECONDS, LAST_SECONDS, GROWTH = 0.2, 15.0, 1.5
+"""The back-off: from the first attempt's wait to the longest one."""
+
+
+def backOff(attempt: int, jitter: Callable[[], float] = random.random) -> float:
+    """
+    How long to wait before an attempt, in seconds, so that not all the world comes back at once.
+
+    @param attempt: how many have failed in a row, 0 for none.
+    """
+    seconds = min(LAST_SECONDS, FIRST_SECONDS * GROWTH ** min(attempt, 40))
+    return float(seconds * (0.75 + 0.25 * jitter()))
+
+
+class Attempt(Protocol):
+    """A connection that is meant to become a link."""
+
+    greeted: Deferred[None]
+    """Fires when the link is up; fails when it will not be."""
+
+    gone: Deferred[None]
+    """Fires when the connection is gone."""
+
+    def abort(self) -> None:
+        """Close the connection now."""
+
+
+class ReconnectingService(Service):
+    """Keeps one link up."""
+
+    _log = Logger()
+
+    def __init__(
+        self, clock: IReactorTime, connect: Callable[[], Deferred[Attempt]], failed: Callable[[], None]
+    ) -> None:
+        """
+        @param connect: opens a connection.
+        @param failed: told of each failed attempt before the next.
+        """
+        self._clock = clock
+        self._connect = connect
+        self._failed = failed
+        self._keeping: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        """Begin with the first attempt."""
+        super().startService()
+        self._keeping = Deferred.fromCoroutine(self._keepUp())
+
+    async def stopService(self) -> None:
+        """Give up the present attempt, or close the link."""
+        super().stopService()
+        keeping, self._keeping = self._keeping, None
+        if keeping is not None:
+            keeping.cancel()
+            await keeping
+
+    async def _keepUp(self) -> None:
+        failures = 0
+        while self.running:
+            if await self._attempt():
+                failures = 0
+            else:
+                self._failed()
+                failures += 1
+            if self.running:
+                await self._pause(backOff(max(0, failures - 1)))
+
+    async def _attempt(self) -> bool:
+        """
+        One connection, from its beginning to its end.
+
+        @return: whether the link was up.
+        """
+        attempt: Attempt | None = None
+        try:
+            attempt = await self._connect()
+            await attempt.greeted
+        except CancelledError:
+            self.running = False
+        except Exception as error:
+            self._log.info("no link: {error}", error=str(error) or type(error).__name__)
+        else:
+            return await self._use(attempt)
+        if attempt is not None:
+            attempt.abort()
+        return False
+
+    async def _use(self, attempt: Attempt) -> bool:
+        try:
+            await attempt.gone
+        except CancelledError:
+            attempt.abort()
+        return True
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await deferLater(self._clock, seconds)
+        except CancelledError:
+            self.running = False
