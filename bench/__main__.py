@@ -8,6 +8,7 @@ import argparse
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -91,9 +92,10 @@ def _isHere(peer: Peer, results: Results) -> bool:
 
 def _applies(measure: Measure, peer: Peer, results: Results) -> bool:
     obstacle = measure.obstacle(peer)
-    if obstacle:
-        results.remark(peer.name, obstacle, f"no {KINDS[measure.kind]}")
-    return not obstacle
+    if obstacle is not None:
+        what, why = obstacle
+        results.remark(peer.name, why, what)
+    return obstacle is None
 
 
 def _step(measure: Measure, peer: Peer, effort: Effort, results: Results) -> str:
@@ -103,7 +105,7 @@ def _step(measure: Measure, peer: Peer, effort: Effort, results: Results) -> str
     }
     try:
         figures = measure.measure(peer, effort, before)
-    except (BenchError, OSError) as error:
+    except (BenchError, OSError, subprocess.SubprocessError) as error:
         results.remark(peer.name, str(error), measure.title)
         return f"failed: {error}"
     for key, figure in figures.items():

@@ -58,7 +58,7 @@ def checkWord(number: int, size: int) -> int:
 
 
 def isRight(datagram: bytes | memoryview, size: int) -> bool:
-    """Whether a datagram is what somebody has sent as one of this size."""
+    """Whether a datagram is what somebody has sent as one of this size. When it was sent is not looked at."""
     if len(datagram) != size:
         return False
     number, _, word = HEAD.unpack_from(datagram)
@@ -425,6 +425,9 @@ class _Counter:
 
 def _endAfter(run: Callable[[], None]) -> None:
     """Run a function in a process that was forked for it, and end the process, whatever happens."""
+    # Its parent ends it; an interrupt from the keyboard comes to both.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         run()
     except BaseException:

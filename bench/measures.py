@@ -18,7 +18,7 @@ from bench.load import Echo, Load, Outcome, Sender, Sink, Source, arrives, comes
 from bench.peers import Iperf, IperfTcp, Peer, Tunnel
 from bench.places import LOOPBACK, Link, Place, wideArea
 from bench.programs import BenchError, cpuSeconds, memoryBytes
-from bench.search import findMost
+from bench.search import LEAST_RATE, findMost
 from bench.table import Column, Figure, percent, short
 
 SIZES = (64, 512, 1400)
@@ -75,18 +75,24 @@ class Measure:
     @ivar kind: what C{--measure} calls it, together with others of its kind.
     @ivar title: what is shown while it runs.
     @ivar measure: given a peer, the effort, and the median of the rounds before for each of its columns.
+    @ivar gso: whether the sender uses GSO.
     """
 
     kind: str
     title: str
     columns: tuple[Column, ...]
     measure: Callable[[Peer, Effort, Figures], Figures]
+    gso: bool = False
 
-    def obstacle(self, peer: Peer) -> str:
-        """Why there is no such figure for a peer, or nothing."""
+    def obstacle(self, peer: Peer) -> tuple[str, str] | None:
+        """What there is not for a peer, and why."""
+        what = f"no {KINDS[self.kind]}"
         if self.kind in peer.cannot:
-            return peer.cannot[self.kind]
-        return _wideAreaObstacle() if self.kind == "overload" else ""
+            return what, peer.cannot[self.kind]
+        if self.gso and "gso" in peer.cannot:
+            return f"{what} with GSO", peer.cannot["gso"]
+        missing = _wideAreaObstacle() if self.kind == "overload" else ""
+        return (what, missing) if missing else None
 
 
 KINDS = {
@@ -152,7 +158,7 @@ def _throughput(size: int, gso: bool) -> Measure:
     key = f"throughput-{size}" + ("-gso" if gso else "")
 
     def measure(peer: Peer, effort: Effort, before: Figures) -> Figures:
-        first = before[key].value * AGAIN if key in before else FIRST_RATE
+        first = max(LEAST_RATE, before[key].value * AGAIN) if key in before else FIRST_RATE
         with _offering(peer) as offer:
             if isinstance(peer, IperfTcp):
                 # TCP finds the highest rate by itself.
@@ -167,7 +173,7 @@ def _throughput(size: int, gso: bool) -> Measure:
 
     title = f"{size} B" + (", GSO" if gso else "")
     column = Column(key, "highest rate, < 1 % lost", title, "1/s bit/s", show)
-    return Measure("throughput", f"highest rate, {title}", (column,), measure)
+    return Measure("throughput", f"highest rate, {title}", (column,), measure, gso)
 
 
 # -- round trips
@@ -207,7 +213,7 @@ def _cpu(gso: bool) -> Measure:
 
     group = "CPU per 1,000,000, at 80,000/s"
     columns = Column(key, group, title, "s"), Column(f"{key}-lost", group, "lost", "", percent)
-    return Measure("cpu", f"CPU time, {title}", columns, measure)
+    return Measure("cpu", f"CPU time, {title}", columns, measure, gso)
 
 
 # -- memory

@@ -96,7 +96,7 @@ class Peer:
     @cvar title: what the table calls it.
     @cvar text: what it is.
     @cvar needs: what must be there: programs in PATH, or environment variables with the path of one.
-    @cvar cannot: measures that make no sense with it, and why.
+    @cvar cannot: measures that make no sense with it, and why; C{gso} stands for those with GSO senders.
     """
 
     name = ""
@@ -383,7 +383,10 @@ class Iperf(Peer):
         host = LOOPBACK.far.host
         words = ["iperf3", "-J", "-c", host, "-p", str(self._port), "-t", f"{max(1, round(load.seconds))}"]
         done = subprocess.run([*words, *self._words(load)], capture_output=True, text=True, timeout=60)
-        report = json.loads(done.stdout or "{}")
+        try:
+            report = json.loads(done.stdout)
+        except ValueError:
+            raise BenchError(f"iperf3: {done.stderr or done.stdout}") from None
         if "end" not in report or "error" in report:
             raise BenchError(f"iperf3: {report.get('error', done.stderr)}")
         return self._outcome(report["end"], load)
@@ -421,7 +424,8 @@ class IperfUdp(Iperf):
 
     name = "iperf3-udp"
     title = "iperf3, UDP"
-    text = "UDP, one system call per datagram; this version has no GSO"
+    text = "UDP, one system call per datagram"
+    cannot: ClassVar[dict[str, str]] = Iperf.cannot | {"gso": "does not send with GSO"}
 
     def _words(self, load: Load) -> list[str]:
         return ["-u", "-l", str(load.size), "-b", str(round(load.rate * load.size * 8))]

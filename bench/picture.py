@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
 WIDTH, MARGIN, GAP = 960, 16, 28
-LABELS, VALUES = 130, 62
+LABELS, VALUES = 158, 52
 """Room for the names at the left of a panel, and for the number right of the last dot."""
 
 ROW, TOP, BOTTOM = 19, 44, 22
@@ -199,11 +199,11 @@ def _dot(mark: Mark, kind: str, x: float, y: float) -> str:
 
 
 def _legend(panel: Panel, right: float, y: float) -> str:
-    """What the dots are, if there are several; about 6 pixels for each letter."""
+    """What the dots are, if there are several; about 7 pixels for each letter."""
     parts = []
     for mark in reversed(panel.marks if len(panel.marks) > 1 else ()):
         parts.append(_text(right, y + 12, mark.label, "faint", "end"))
-        right -= 6.2 * len(mark.label) + 10
+        right -= 7 * len(mark.label) + 10
         parts.append(_dot(mark, "other", right, y + 8))
         right -= 16
     return "".join(parts)

@@ -108,7 +108,7 @@ class LoadTests(SynchronousTestCase):
         self.assertTrue(math.isnan(percentile([], 0.5)))
 
     def test_isRight(self) -> None:
-        """A datagram is right if each byte of it is."""
+        """A datagram is right if its number and all that follows its time is."""
         for size in (20, 64, 1400):
             datagram = payload(NUMBERS + 5, size, 1.0)
             self.assertEqual(len(datagram), size)
@@ -337,9 +337,10 @@ class RunTests(SynchronousTestCase):
             FakePeer("gone", absence="THING is not set"),
             FakePeer("broken"),
             FakePeer("small", cannot={"trips": "one way only"}),
+            FakePeer("plain", cannot={"gso": "no GSO"}),
             FakePeer("fine"),
         )
-        self.assertEqual(results.peers(), ["fine"])
+        self.assertEqual(results.peers(), ["plain", "fine"])
         self.assertEqual(
             results.remarks,
             {
@@ -348,6 +349,13 @@ class RunTests(SynchronousTestCase):
                 "broken": {"it broke": ["round trips"]},
             },
         )
+
+    def test_gso(self) -> None:
+        """A peer that can not have GSO senders has the figures without."""
+        peer = FakePeer("plain", cannot={"gso": "no GSO"})
+        self.measure = next(measure for measure in MEASURES if measure.gso)
+        self.assertEqual(self.run_(peer).remarks, {"plain": {"no GSO": ["no highest rate with GSO"]}})
+        self.assertEqual(self.order, [])
 
     def test_absence(self) -> None:
         """A peer whose path is not given, or wrong, is absent."""

@@ -78,8 +78,9 @@ class FillTests(SynchronousTestCase):
         """Each default could have been given as a text: it reads as itself."""
         for kind in (LocalConfig, ServerConfig):
             for field in dataclasses.fields(kind):
-                several = isinstance(field.default, tuple)
-                for value in field.default if several else (field.default,):
+                default: Any = field.default
+                several = isinstance(default, tuple)
+                for value in default if several else (default,):
                     if value is not None and not isinstance(value, bool):
                         text = f"{value:g}" if isinstance(value, float) else str(value)
                         filled = fill(kind, {field.name: [text] if several else text})

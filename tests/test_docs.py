@@ -326,6 +326,8 @@ class ReferenceTests(SynchronousTestCase):
         self.assertGreater(len(examples), 1)
         for example in examples:
             name = self.mktemp()
+            example = example.replace('"passwords"', f'"{name}.passwords"')
+            Path(f"{name}.passwords").write_text("user:password\n", encoding="utf-8")
             Path(name).write_text(example, encoding="utf-8")
             self.assertTrue(checkFile(name))
 
@@ -358,16 +360,25 @@ def dropReasons(files: str) -> set[str]:
     reasons: set[str] = set()
     for file in PACKAGE.glob(files):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and _nameOf(node.func) in {"drop", "_dropFrom", "Route"}:
-                reasons |= {text for each in node.args if (text := _textOf(each, file))}
+            reasons |= _reasonsIn(node, file)
     return {re.sub(" [A-Z]+$", " ", reason) for reason in reasons}
+
+
+def _reasonsIn(node: ast.AST, file: Path) -> set[str]:
+    if isinstance(node, ast.Call) and _nameOf(node.func) in {"drop", "_dropFrom", "Route"}:
+        return {text for each in node.args if (text := _textOf(each, file))}
+    if isinstance(node, ast.Assign) and _nameOf(node.targets[0]) == "missing":
+        return {_textOf(node.value, file)}
+    if isinstance(node, ast.FunctionDef) and node.name == "_refusal":
+        return {text for each in ast.walk(node) if isinstance(each, ast.Return) and (text := _textOf(each.value, file))}
+    return set()
 
 
 def _nameOf(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-def _textOf(node: ast.expr, file: Path) -> str:
+def _textOf(node: ast.expr | None, file: Path) -> str:
     if isinstance(node, ast.JoinedStr):
         node = node.values[0]
     if isinstance(node, ast.Name) and node.id.isupper():

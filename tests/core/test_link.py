@@ -199,6 +199,13 @@ class GreetingTests(SynchronousTestCase):
         self.assertIn("version", str(error))
         self.assertFalse(local.up)
 
+    def test_anotherWelcome(self) -> None:
+        """udp-local does not use a link that is welcomed to another session, or in a version it does not speak."""
+        for greeting in (SOME._replace(session=bytes(16)), SOME._replace(version=2), SOME._replace(version=0)):
+            link, _ = makeLocal()
+            self.assertRaises(LoginError, feed, link, packWelcome(greeting))
+            self.assertFalse(link.up)
+
     def test_refused(self) -> None:
         """Who is not admitted is told why, and udp-local repeats it, however long it is."""
         for reason in ("enough sessions", "x" * 2000):
@@ -265,6 +272,14 @@ class FramesTests(SynchronousTestCase):
         _, outlet = pair.open()
         feed(pair.links[0][0], encode(TARGET, 0, 0, packAddress(TARGET_ADDRESS)) + encode(0))
         self.assertEqual(outlet.datagrams, [(TARGET_ADDRESS, b"")])
+
+    def test_nobodysData(self) -> None:
+        """A burst for an association that is not there is counted by its datagrams, and answered with CLOSE."""
+        pair = Pair().greeted()
+        burst = encode(TARGET, body=packAddress(TARGET_ADDRESS)) + encode(9, 0, 2, b"aabbc")
+        feed(pair.links[0][0], burst)
+        self.assertEqual(pair.localCounters.dropped, {"no association": 3})
+        self.assertEqual([frame[0] for frame in pair.carriers[0][0].takeFrames()], [CLOSE | 9])
 
     def test_noSize(self) -> None:
         """A burst of several bytes has a datagram size."""
@@ -425,13 +440,22 @@ class FarewellTests(SynchronousTestCase):
         self.assertEqual((local.up, pair.local.links, pair.carriers[0][0].closed), (False, [], True))
 
     def test_reason(self) -> None:
-        """GOAWAY says why, in no more than 512 bytes; any bytes will do."""
+        """GOAWAY says why, so shortly that it may be a link's first frame; any bytes will do."""
         link, carrier = makeUp()
         link.goAway("ä" * 1000, 0.0)
         (body,) = bodies(carrier.takeFrames(), GOAWAY)
-        self.assertEqual(body, "ä".encode() * 256)
+        self.assertEqual(body, "ä".encode() * (LARGEST_HELLO // 2))
         link, carrier = makeUp()
         feed(link, encode(GOAWAY, body=b"\xff\xfe"))
+        self.assertTrue(carrier.closed)
+
+    def test_fullPath(self) -> None:
+        """Farewell is said even if the path is full: the connection closes when all is sent."""
+        link, carrier = makeUp()
+        carrier.full = True
+        link.offer([makeParcel(makeAssociation())], 0.0)
+        link.goAway("restarting", 0.0)
+        self.assertEqual(kinds(carrier.takeFrames())[-1], GOAWAY)
         self.assertTrue(carrier.closed)
 
     def test_connectionLost(self) -> None:

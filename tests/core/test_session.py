@@ -188,7 +188,7 @@ class AssociationsTests(SynchronousTestCase):
         pair.pump(10.0)
         self.assertEqual([outlet.closings for _, outlet in opened], [0, 0, 1])
         self.assertEqual(pair.outlets[opened[2][0].number].closings, 1)
-        self.assertEqual(pair.localCounters.dropped, {"association evicted": 1})
+        self.assertEqual((pair.localCounters.evicted, pair.localCounters.dropped), (1, {}))
 
     def test_surplusAtTheServer(self) -> None:
         """The server keeps to its own limit as well."""

@@ -19,6 +19,7 @@ from udptunnel.net.egress import NOT_NOW, ROUTE_SECONDS, WAITING_BURSTS, DirectE
 from udptunnel.net.offload import Offload
 from udptunnel.net.testing import PortReactor, RecordingLink, RecordingReceiver
 from udptunnel.wire.address import Address
+from udptunnel.wire.frame import CLOSE, encode
 
 
 class FakeNames:
@@ -142,11 +143,10 @@ class LimitTests(EgressTestCase):
     mostPorts = 2
 
     def test_limit(self) -> None:
-        """Beyond the limit an association is refused and told so, and the bursts are counted; others go on."""
+        """Beyond the limit an association is refused, and udp-local is told so; others go on."""
         self.open(1), self.open(2)
         self.assertIs(self.session.find(3, self.link, 0.0), None)
-        self.assertEqual(self.counters.dropped, {"no external port": 1})
-        self.assertEqual(len(self.link.frames), 1)
+        self.assertEqual(self.link.frames, [encode(CLOSE | 3)])
         self.open(1).send(self.target.address, 1, b"x")
         self.assertArrives(b"x")
         self.session.closeReceived(1)
@@ -162,7 +162,7 @@ class LimitTests(EgressTestCase):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         self.assertIs(found, None)
         self.assertEqual(self.egress.ports, 0)
-        self.assertEqual(self.counters.dropped, {"no external port": 1})
+        self.assertEqual(self.link.frames, [encode(CLOSE | 1)])
 
 
 class RouteTests(EgressTestCase):

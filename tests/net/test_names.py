@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from udptunnel.errors import ResolveError
 from udptunnel.net import names as names_module
-from udptunnel.net.names import FAILED_SECONDS, LEAST_SECONDS, MOST_SECONDS, Names, systemResolver
+from udptunnel.net.names import FAILED_SECONDS, LEAST_SECONDS, MOST_SECONDS, Names, SystemResolver
 
 BAD_NAMES = (
     *("127.1", "0x7f000001", "2130706433", "0177.0.0.1", "127.0.0.1", "127.0.0.1.", "::1", "[127.0.0.1]", "[::1]"),
@@ -215,10 +215,18 @@ class NamesTests(SynchronousTestCase):
 
 
 class SystemResolverTests(SynchronousTestCase):
-    """L{systemResolver}."""
+    """L{SystemResolver}."""
 
     def test_hosts(self) -> None:
         """The system's hosts file is asked first, which needs no network."""
         clock = Clock()
-        names = Names(clock, systemResolver(clock), 4, 2.0)
+        names = Names(clock, SystemResolver(clock), 4, 2.0)
         self.assertIn("127.0.0.1", self.successResultOf(names.resolve("localhost", "one")))
+
+    def test_stop(self) -> None:
+        """A resolver that is stopped leaves nothing; it may be stopped twice."""
+        clock = Clock()
+        resolver = SystemResolver(clock)
+        resolver.stop()
+        resolver.stop()
+        self.assertEqual(clock.getDelayedCalls(), [])

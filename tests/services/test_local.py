@@ -28,7 +28,7 @@ from udptunnel.services.local import LocalService, Rotation
 from udptunnel.services.reconnecting import FIRST_SECONDS, LAST_SECONDS, backOff
 from udptunnel.wire.address import Address, packAddress
 from udptunnel.wire.burst import Burst
-from udptunnel.wire.frame import CLOSE, DATA, GOAWAY, HELLO, PING, TARGET, WELCOME, decode, encode
+from udptunnel.wire.frame import CLOSE, DATA, GOAWAY, HELLO, PING, TARGET, decode, encode
 from udptunnel.wire.greeting import Greeting, packWelcome, unpackGreeting
 
 FAR = Address("192.0.2.1", 53)

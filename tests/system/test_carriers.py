@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import unittest
+from pathlib import Path
 
 from tests.system.clients import Echo, SocksClient, exchange, open_
 from tests.system.namespaces import Network
@@ -167,6 +168,8 @@ class ConnectTests(CarrierTestCase):
         """A stock tun2socks with udp-local as its only server carries UDP and TCP."""
         if tun2socks is None:
             raise unittest.SkipTest("tun2socks is not installed")
+        if not Path("/dev/net/tun").exists():
+            raise unittest.SkipTest("there is no /dev/net/tun")
         client, target = self.network.client, (PUBLIC, ECHO)
         client.ip("tuntap", "add", "tun0", "mode", "tun")
         client.addAddress("198.18.0.1/15", "tun0")

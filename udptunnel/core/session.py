@@ -106,6 +106,11 @@ class Session:
             way = self._ways[association] = self.links[association.number % len(self.links)]
         return way
 
+    @property
+    def wantsLink(self) -> bool:
+        """Whether bursts wait because no link is up."""
+        return bool(self._waiting)
+
     # -- links
 
     def linkUp(self, link: Link, greeting: Greeting, now: float) -> None:

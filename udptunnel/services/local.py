@@ -135,6 +135,7 @@ class LocalService(MultiService):
         self._reactor = reactor
         self.clients: set[SocksServerProtocol] = set()
         self._links: set[Link] = set()
+        self._reconnecting: list[ReconnectingService] = []
         self._ticking = LoopingCall(self._tick)
         self._ticking.clock = reactor
         self.authenticate = self._readPasswords()
@@ -172,7 +173,9 @@ class LocalService(MultiService):
                 ways.failed()
 
         for _ in range(self.config.links):
-            ReconnectingService(self._reactor, partial(ways.connect, factory), failed).setServiceParent(self)
+            each = ReconnectingService(self._reactor, partial(ways.connect, factory), failed)
+            each.setServiceParent(self)
+            self._reconnecting.append(each)
 
     def _wayTo(self, server: str) -> IStreamClientEndpoint:
         try:
@@ -216,6 +219,9 @@ class LocalService(MultiService):
 
     def _tick(self) -> None:
         now = self.clock()
+        if self.session.wantsLink:
+            for each in self._reconnecting:
+                each.hurry()
         self.session.tick(now)
         for link in list(self._links):
             if not link.up:

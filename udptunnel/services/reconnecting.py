@@ -22,6 +22,9 @@ from twisted.logger import Logger
 FIRST_SECONDS, LAST_SECONDS, GROWTH = 0.2, 15.0, 1.5
 """The back-off: from the first attempt's wait to the longest one."""
 
+HURRY_SECONDS = 1.0
+"""The longest wait while datagrams are waiting too: a server that is back is to be found within two seconds."""
+
 
 def backOff(attempt: int, jitter: Callable[[], float] = random.random) -> float:
     """
@@ -62,6 +65,8 @@ class ReconnectingService(Service):
         self._connect = connect
         self._failed = failed
         self._keeping: Deferred[None] | None = None
+        self._pausing: Deferred[None] | None = None
+        self._pausedAt = 0.0
 
     def startService(self) -> None:
         """Begin with the first attempt."""
@@ -115,7 +120,17 @@ class ReconnectingService(Service):
         return True
 
     async def _pause(self, seconds: float) -> None:
+        self._pausing = deferLater(self._clock, seconds)
+        self._pausedAt = self._clock.seconds()
         try:
-            await deferLater(self._clock, seconds)
+            await self._pausing
         except CancelledError:
-            self.running = False
+            # Either there is no time to lose, or the service stops.
+            pass
+        finally:
+            self._pausing = None
+
+    def hurry(self) -> None:
+        """Datagrams are waiting: do not wait longer than L{HURRY_SECONDS} for the next attempt."""
+        if self._pausing is not None and self._clock.seconds() - self._pausedAt >= HURRY_SECONDS:
+            self._pausing.cancel()
