@@ -280,7 +280,7 @@ class Rfc1036(OneToOne):
 
 
 class Mullvad(OneToOne):
-    """github.com/mullvad/udp-over-tcp."""
+    """github.com/mullvad/udp-over-tcp, with C{--nodelay} as in the service file that comes with it."""
 
     name = "mullvad"
     title = "Mullvad udp2tcp"
@@ -288,10 +288,24 @@ class Mullvad(OneToOne):
     needs = ("MULLVAD_UDP2TCP", "MULLVAD_TCP2UDP")
 
     def _farWords(self, link: Address, target: Address) -> list[str]:
-        return [_path(self.needs[1]), "--tcp-listen", addressText(link), "--udp-forward", addressText(target)]
+        return [
+            _path(self.needs[1]),
+            "--nodelay",
+            "--tcp-listen",
+            addressText(link),
+            "--udp-forward",
+            addressText(target),
+        ]
 
     def _nearWords(self, link: Address, listen: Address) -> list[str]:
-        return [_path(self.needs[0]), "--udp-listen", addressText(listen), "--tcp-forward", addressText(link)]
+        return [
+            _path(self.needs[0]),
+            "--nodelay",
+            "--udp-listen",
+            addressText(listen),
+            "--tcp-forward",
+            addressText(link),
+        ]
 
 
 class Lennox(OneToOne):

@@ -107,7 +107,7 @@ def checkFile(name: str) -> list[str]:
         tables = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # Python's limits are not all TOMLDecodeErrors.
         raise ConfigError(f"{name}: {error}") from error
     for role in tables:
         if role not in ROLES:

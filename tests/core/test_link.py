@@ -22,6 +22,7 @@ from tests.core.fakes import (
     plainFrames,
 )
 from tests.examples import EXAMPLES
+from udptunnel.core.associations import Association
 from udptunnel.core.counters import Counters
 from udptunnel.core.link import MOST_PENDING, Link, LinkLimits, LocalLink, ServerLink
 from udptunnel.core.queue import Parcel
@@ -661,6 +662,7 @@ class WindowTests(SynchronousTestCase):
         local = LocalLink(narrow, pair.limits, pair.localCounters, 0.0, pair.local, lambda: None)
         server = ServerLink(wide, pair.limits, pair.serverCounters, 0.0, lambda greeting: pair.server)
         narrow.other, wide.other = server, local
+        self.server = pair.server
         association, _ = pair.open()
 
         def refill() -> None:
@@ -674,6 +676,28 @@ class WindowTests(SynchronousTestCase):
         path.at(2 * roundTrip, refill)
         path.run(seconds)
         return path, pair.outlets[0], local
+
+    def test_aCallBesideADownload(self) -> None:
+        """While one flow is offered twice what the path takes, another with a datagram each 20 ms loses nothing."""
+        path, bulk, link = self.simulate(10, 0.05, 4.0)
+        call = Association(4711, RecordingOutlet(), path.now)
+        sent: list[float] = []
+
+        def ring() -> None:
+            link.offer([makeParcel(call, len(sent).to_bytes(4, "big") + bytes(100))], path.now)
+            sent.append(path.now)
+            path.at(path.now + 0.02, ring)
+
+        waits: list[float] = []
+        assert link.session is not None
+        arrived = RecordingOutlet()
+        arrived.send = lambda _, size, payload: waits.append(path.now - sent[len(waits)])  # type: ignore[method-assign]
+        self.server.associations.add(Association(4711, arrived, path.now))
+        ring()
+        path.run(29.0)
+        self.assertGreater(len(waits), len(sent) - 20)
+        self.assertLess(max(waits), 0.05 / 2 + 0.1 + 0.05)
+        self.assertTrue(bulk.bursts)
 
     def test_filledPath(self) -> None:
         """A link uses nine tenths of its path, however long, and what it sends does not wait there for long."""

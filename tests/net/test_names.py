@@ -201,6 +201,16 @@ class NamesTests(SynchronousTestCase):
         self.clock.advance(3)
         self.assertEqual(self.successResultOf(answer), ("192.0.2.1",))
 
+    def test_brokenResolver(self) -> None:
+        """What a resolver raises is a failure like any other, and the name counts no longer."""
+
+        def refuse(name: str, timeout: Any = None) -> Deferred[Any]:
+            raise OSError(24, "Too many open files")
+
+        self.resolver.lookupAddress = self.resolver.lookupIPV6Address = refuse  # type: ignore[method-assign]
+        for number in range(3):
+            self.failureResultOf(self.ask(f"name{number}.example"), ResolveError)
+
     def test_badNames(self) -> None:
         """What is a number in disguise, or no name at all, is never asked for."""
         for name in BAD_NAMES:
@@ -228,5 +238,14 @@ class SystemResolverTests(SynchronousTestCase):
         clock = Clock()
         resolver = SystemResolver(clock)
         resolver.stop()
+        resolver.lookupAddress("localhost")
+        self.assertNotEqual(clock.getDelayedCalls(), [])
         resolver.stop()
+        resolver.stop()
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_lazy(self) -> None:
+        """One that is never asked does nothing at all."""
+        clock = Clock()
+        SystemResolver(clock)
         self.assertEqual(clock.getDelayedCalls(), [])

@@ -86,6 +86,10 @@ class Queue:
     def __bool__(self) -> bool:
         return bool(self._turns)
 
+    def holds(self, association: Association) -> bool:
+        """Whether anything waits for an association."""
+        return association in self._flows
+
     def put(self, parcels: Iterable[Parcel], now: float) -> None:
         """Let bursts wait."""
         for association, address, size, payload in parcels:

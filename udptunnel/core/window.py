@@ -76,6 +76,11 @@ class Window:
         return self.size - self.flying if self.delay else inf
 
     @property
+    def reserve(self) -> float:
+        """How many bytes of sparse flows may be sent even if there is no room: an eighth of the window beyond it."""
+        return self.room + self.size / 8
+
+    @property
     def portion(self) -> float:
         """
         How many bytes may go in one write: an eighth of the window.

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.names import client, dns, hosts, resolve
 from twisted.python.failure import Failure
@@ -42,16 +42,35 @@ class Resolver(Protocol):
         """Ask for AAAA records."""
 
 
-class SystemResolver(resolve.ResolverChain):
-    """A resolver that uses the system's hosts file and name servers."""
+class SystemResolver:
+    """
+    A resolver that uses the system's hosts file and name servers.
+
+    From the first question on it looks at the list of name servers now and then.
+    """
 
     def __init__(self, reactor: Any) -> None:
-        self._servers = client.Resolver(resolv="/etc/resolv.conf", reactor=reactor)
-        super().__init__([hosts.Resolver(), self._servers])
+        self._reactor = reactor
+        self._servers: client.Resolver | None = None
+
+    def lookupAddress(self, name: str, timeout: Any = None) -> Deferred[Any]:
+        """Ask for A records."""
+        answer: Deferred[Any] = self._chain().lookupAddress(name, timeout)
+        return answer
+
+    def lookupIPV6Address(self, name: str, timeout: Any = None) -> Deferred[Any]:
+        """Ask for AAAA records."""
+        answer: Deferred[Any] = self._chain().lookupIPV6Address(name, timeout)
+        return answer
+
+    def _chain(self) -> resolve.ResolverChain:
+        if self._servers is None:
+            self._servers = client.Resolver(resolv="/etc/resolv.conf", reactor=self._reactor)
+        return resolve.ResolverChain([hosts.Resolver(), self._servers])
 
     def stop(self) -> None:
         """Look at the list of name servers no more."""
-        looking = self._servers._parseCall
+        looking = None if self._servers is None else self._servers._parseCall
         if looking is not None and looking.active():
             looking.cancel()
 
@@ -95,8 +114,8 @@ class Names:
         timeout = (self._seconds / 2, self._seconds / 2)
         asked: Deferred[Any] = DeferredList(
             [
-                self._resolver.lookupAddress(name, timeout=timeout),
-                self._resolver.lookupIPV6Address(name, timeout=timeout),
+                maybeDeferred(self._resolver.lookupAddress, name, timeout=timeout),
+                maybeDeferred(self._resolver.lookupIPV6Address, name, timeout=timeout),
             ],
             consumeErrors=True,
         )
