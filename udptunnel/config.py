@@ -123,6 +123,12 @@ def optionName(field: str) -> str:
 
 
 OFFLOAD = option("all", anyText, "NAMES", "Kernel abilities to use: all, none, or some of gro,gso,mmsg.")
+REST = option(
+    2.0,
+    number(0, 100),
+    "MS",
+    "Milliseconds that a port with more than 10,000 datagrams a second rests between two reads; 0: none.",
+)
 DELAY = option(
     100.0,
     number(0, 10_000),
@@ -163,6 +169,7 @@ class LocalConfig:
     queueBytes: int = QUEUE_BYTES
     heartbeat: float = HEARTBEAT
     insecureNoAuth: bool = NO_AUTH
+    rest: float = REST
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,7 @@ class ServerConfig:
     queueBytes: int = QUEUE_BYTES
     heartbeat: float = HEARTBEAT
     insecureNoAuth: bool = NO_AUTH
+    rest: float = REST
 
 
 ROLES: dict[str, type[Any]] = {"udp-local": LocalConfig, "udp-server": ServerConfig}

@@ -187,16 +187,12 @@ class SocksRelayTests(EntryTestCase):
         datagrams = [datagram for _, datagram in self.link.datagrams]
         self.assertEqual(datagrams, [b"abc", b"def", b""])
 
-    test_emptyLast.todo = "empty datagrams inside a burst are lost"  # type: ignore[attr-defined]
-
     def test_allEmpty(self) -> None:
         """A burst of headers only is as many empty datagrams."""
         header = packHeader(TARGET)
         self.receive(header, header, header)
         datagrams = [datagram for _, datagram in self.link.datagrams]
         self.assertEqual(datagrams, [b"", b"", b""])
-
-    test_allEmpty.todo = "empty datagrams inside a burst are lost"  # type: ignore[attr-defined]
 
     def test_severalTargets(self) -> None:
         """A burst whose headers differ is told apart, in order."""
@@ -224,8 +220,6 @@ class SocksRelayTests(EntryTestCase):
             self.assertEqual(self.link.datagrams, expected)
 
         check()
-
-    test_anyBurst.todo = "empty datagrams inside a burst are lost"  # type: ignore[attr-defined]
 
     def test_garbage(self) -> None:
         """No datagram, whatever stands in it, raises anything; each is passed on or counted."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
+import tempfile
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXClientEndpoint
 from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
@@ -17,13 +19,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.net.test_pipe import Speaker
 from tests.net.test_socks5 import UpstreamServer
-from tests.services.tunnel import HOSTS, TunnelTestCase, headerOf
+from tests.services.tunnel import HOSTS, Control, TunnelTestCase, headerOf
 from tests.waiting import until
 from udptunnel.config import Forward, LocalConfig
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.datagrams import DatagramPort
 from udptunnel.net.socks5client import addressOf
 from udptunnel.net.testing import MemorySocket, MortalTransport
+from udptunnel.services import local as local_module
 from udptunnel.services.local import LocalService, Rotation
 from udptunnel.services.reconnecting import FIRST_SECONDS, LAST_SECONDS, backOff
 from udptunnel.wire.address import Address, packAddress
@@ -349,6 +352,19 @@ class PartsTests(SynchronousTestCase):
             self.assertIn(f"--{option} {text}", str(error))
             self.assertNotIn("\n", str(error))
 
+    def test_viaTargets(self) -> None:
+        """What stands behind a SOCKS5 server may be written in each of the ways that Twisted knows."""
+        for text, host in (
+            ("tcp:relay.example:3456", "relay.example"),
+            ("tcp:host=relay.example:port=3456", "relay.example"),
+            (r"tcp:2001\:db8\:\:1:3456", "2001:db8::1"),
+        ):
+            asked: list[Address] = []
+            self.patch(local_module, "SocksClientEndpoint", lambda reactor, way, target: asked.append(target))  # noqa: B023
+            config = LocalConfig(via=Address("127.0.0.1", 1080), server=(text,), socks="none")
+            LocalService(config, MemoryReactorClock())
+            self.assertEqual(asked, [Address(host, 3456)])
+
     def test_passwords(self) -> None:
         """A password file with a wrong line is refused with the line's number, and not with what stands there."""
         name = self.mktemp()
@@ -433,6 +449,16 @@ class SocksTests(TunnelTestCase):
         assert control.relay is not None
         self.assertEqual(control.relay.host, "::1")
         await self.assertEchoes(control.relay, headerOf(self.echo("127.0.0.1")))
+
+    async def test_unix(self) -> None:
+        """Over a Unix socket there is no address for a relay: it is refused, and that in the language of SOCKS5."""
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        path = os.path.join(folder, "s")
+        self.startLocal(self.startServer(), socks=f"unix:{path}")
+        control: Any = await UNIXClientEndpoint(reactor, path).connect(Factory.forProtocol(Control))
+        await until(lambda: control.lost)
+        self.assertIn("general SOCKS server failure", control.failed)
 
     async def test_names(self) -> None:
         """A name that udp-server can not resolve is counted there; nothing is resolved here."""

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -34,6 +35,12 @@ BUFFER_BYTES = 8 << 20
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
 """From asm-generic/socket.h: beyond the system's limit, for who may (CAP_NET_ADMIN)."""
 
+BUSY_RATE = 10_000
+"""Datagrams a second from which on a port is busy, and may rest between reads."""
+
+_BUSY_SPAN = 0.005
+"""Seconds over which that is measured."""
+
 KernelAddress = tuple[Any, ...]
 """What C{socket.sendto} takes: C{(host, port)}, for IPv6 perhaps with flow and scope."""
 
@@ -50,8 +57,17 @@ class Traffic:
     What all UDP ports of a role share: the reactor, the counters and the memory that the kernel fills.
     """
 
-    def __init__(self, reactor: IReactorFDSet, offload: Offload, counters: Counters) -> None:
+    def __init__(self, reactor: Any, offload: Offload, counters: Counters, rest: float = 0.0) -> None:
+        """
+        @param reactor: provides C{IReactorFDSet} and C{IReactorTime}.
+        @param rest: how long a busy port waits between two reads, in seconds,
+            so that more arrives meanwhile: what network cards do with
+            interrupts. 0: it does not.
+        """
         self.reactor = reactor
+        self.rest = rest
+        self.more = False
+        """Whether the last read was full, so that more is probably there."""
         self.offload = offload
         self.counters = counters
         self.sources = PythonNames()
@@ -67,7 +83,7 @@ class DatagramPort:
     @ivar address: what it is bound to, once it listens.
     """
 
-    __slots__ = ("_family", "_receiver", "_socket", "_traffic", "address")
+    __slots__ = ("_busy", "_family", "_receiver", "_resting", "_since", "_socket", "_taken", "_traffic", "address")
 
     def __init__(self, traffic: Traffic, address: Address, receiver: Receiver) -> None:
         """
@@ -79,6 +95,10 @@ class DatagramPort:
         self._receiver = receiver
         self._family = familyOf(address.host)
         self._socket: socket.socket | None = None
+        self._resting: IDelayedCall | None = None
+        self._busy = False
+        self._since = 0.0
+        self._taken = 0
 
     # -- opening and closing
 
@@ -120,6 +140,9 @@ class DatagramPort:
 
     def stopListening(self) -> None:
         """Close the port. It may be closed already."""
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         if self._socket is not None:
             self._traffic.reactor.removeReader(self)
             self._socket.close()
@@ -149,6 +172,7 @@ class DatagramPort:
         try:
             if traffic.inbox is not None and traffic.offload.mmsg:
                 bursts = traffic.inbox.receive(self._socket.fileno(), self._family)
+                traffic.more = traffic.inbox.full
             elif traffic.offload.gro:
                 bursts = join(self._messages(self._receiveMarked))
             else:
@@ -157,8 +181,31 @@ class DatagramPort:
             self._receiveFailed(error)
             return
         if bursts:
-            self._count(bursts)
+            taken = self._count(bursts)
             self._receiver.burstsReceived(bursts)
+            if traffic.rest:
+                self._moderate(taken)
+
+    def _moderate(self, taken: int) -> None:
+        """
+        Rest after a read, if the port is busy.
+
+        Waking up costs far more than one more datagram does. A port that is
+        busy enough for nobody to notice wakes up rarely and takes a lot.
+        """
+        self._taken += taken
+        traffic = self._traffic
+        now = traffic.reactor.seconds()
+        if now - self._since >= _BUSY_SPAN:
+            self._busy = self._taken > BUSY_RATE * (now - self._since)
+            self._since, self._taken = now, 0
+        if self._busy and not traffic.more and self._socket is not None:
+            traffic.reactor.removeReader(self)
+            self._resting = traffic.reactor.callLater(traffic.rest, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._traffic.reactor.addReader(self)
 
     def _messages(self, receive: Callable[[socket.socket], Burst]) -> list[Burst]:
         assert self._socket is not None
@@ -171,6 +218,7 @@ class DatagramPort:
                 raise
             if error.errno not in _NOTHING_THERE:
                 self._receiveFailed(error)
+        self._traffic.more = len(bursts) == SLOTS
         return bursts
 
     def _receiveMarked(self, opened: socket.socket) -> Burst:
@@ -189,11 +237,15 @@ class DatagramPort:
         elif error.errno not in _NOTHING_THERE:
             self._traffic.counters.drop(f"receive {_nameOf(error)}")
 
-    def _count(self, bursts: list[Burst]) -> None:
-        counters = self._traffic.counters
+    def _count(self, bursts: list[Burst]) -> int:
+        datagrams = octets = 0
         for _, size, payload in bursts:
-            counters.received += count(size, payload)
-            counters.receivedBytes += len(payload)
+            datagrams += count(size, payload)
+            octets += len(payload)
+        counters = self._traffic.counters
+        counters.received += datagrams
+        counters.receivedBytes += octets
+        return datagrams
 
     # -- what is sent
 
@@ -246,6 +298,9 @@ class DatagramPort:
             sent = opened.sendmsg(parts, [(SOL_UDP, UDP_SEGMENT, SEGMENT.pack(size))], 0, to)
         except OSError as error:
             return self._segmentsRefused(error, size, parts)
+        except (OverflowError, UnicodeError):
+            self._traffic.counters.drop("send EINVAL", sum(count(size, part) for part in parts))
+            return True
         counters = self._traffic.counters
         counters.sent += -(-sent // size)
         counters.sentBytes += sent
@@ -277,6 +332,9 @@ class DatagramPort:
             sent = outbox.send(opened.fileno(), self._family, (to[0], to[1]), size, payload)
         except OSError as error:
             counters.drop(f"send {_nameOf(error)}", datagrams)
+            return
+        except (struct.error, UnicodeError):
+            counters.drop("send EINVAL", datagrams)
             return
         counters.sent += sent
         counters.sentBytes += min(sent * size, len(payload))

@@ -172,7 +172,7 @@ class SocksRelay(Entry):
         if header is not None and _allBeginWith(header, size, data):
             lead = len(header)
             inner = [data[place + lead : place + size] for place in range(0, len(data), size)]
-            return [(self._targets[header], size - lead, b"".join(inner))]
+            return _burstsOf(self._targets[header], size - lead, inner)
         return [each for place in range(0, len(data), size) for each in self._unwrap(size, data[place : place + size])]
 
     def _headerOf(self, payload: Buffer) -> bytes | None:
@@ -201,6 +201,13 @@ class SocksRelay(Entry):
                 self._headers.clear()
             header = self._headers[address] = packHeader(address)
         self.port.sendHeaded(source, header, size, payload)
+
+
+def _burstsOf(target: Address, size: int, datagrams: list[bytes]) -> list[tuple[Address, int, Buffer]]:
+    """One burst of datagrams of one size, and one for each empty one, which no burst can hold."""
+    whole = b"".join(datagrams)
+    empty: list[tuple[Address, int, Buffer]] = [(target, 0, b"")] * datagrams.count(b"")
+    return [(target, size, whole), *empty] if whole else empty
 
 
 def _headerLength(payload: Buffer) -> int:

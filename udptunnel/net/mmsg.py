@@ -85,7 +85,11 @@ def _column(headers: bytearray, offset: int, count: int) -> memoryview:
 
 
 class Inbox:
-    """Receives up to L{SLOTS} messages at once."""
+    """
+    Receives up to L{SLOTS} messages at once.
+
+    @ivar full: whether the last call filled all slots, so that more may be there.
+    """
 
     def __init__(self, sources: SourceNames) -> None:
         """
@@ -93,6 +97,7 @@ class Inbox:
         """
         self._sources = sources
         self._most = SLOTS
+        self.full = False
         self._area = bytearray(SLOTS * _SLOT_BYTES)
         self._names = bytearray(SLOTS * _NAME_BYTES)
         self._controls = bytearray(SLOTS * _CONTROL_BYTES)
@@ -129,6 +134,7 @@ class Inbox:
         count = _recvmmsg(descriptor, self._start, self._most, socket.MSG_DONTWAIT, None)
         if count <= 0:
             return self._failed(ctypes.get_errno())
+        self.full = count == self._most
         lengths = self._lengths[:count].tolist()
         marked = any(self._controlLengths[:count].tolist())
         segments = self._sizes(count, lengths) if marked else lengths

@@ -120,6 +120,10 @@ class SocksServerProtocol(PipeEnd):
         and nobody else is let in who could not reach this address.
         """
         here, there = addressOf(self._stream.getHost()), addressOf(self._stream.getPeer())
+        if not here.port:
+            # A Unix socket: nothing tells where datagrams could reach us, or whose they are.
+            self._refuse(ReplyCode.GENERAL_FAILURE)
+            return
         try:
             self._relay = self._door.openRelay(Address(normalHost(here.host), 0), there.host)
         except ListenError as error:

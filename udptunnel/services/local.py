@@ -128,7 +128,7 @@ class LocalService(MultiService):
         self.counters = Counters()
         self.limits = linkLimits(config)
         self.session = LocalSession(os.urandom(SESSION_BYTES), config.maxAssociations, self.counters)
-        self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters)
+        self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self.entries = [
             ForwardEntry(self.traffic, self.session, self.clock, rule.listen, rule.target) for rule in config.forward
         ]
@@ -281,6 +281,7 @@ def _tcpTarget(server: str) -> Address:
     """The address in C{tcp:HOST:PORT}, which is all that a SOCKS5 server can be asked for."""
     kind, _, rest = server.partition(":")
     host, _, port = rest.rpartition(":")
+    host, port = host.removeprefix("host="), port.removeprefix("port=")
     if kind != "tcp" or not port.isdigit():
         raise ValueError("with --via it must be tcp:HOST:PORT")
-    return Address(host.replace("\\:", ":").strip("[]").removeprefix("host="), int(port.removeprefix("port=")))
+    return Address(host.replace("\\:", ":").strip("[]"), int(port))

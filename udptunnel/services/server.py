@@ -80,7 +80,7 @@ class ServerService(MultiService):
         self.limits = linkLimits(config)
         self.sessions: dict[bytes, ServerSession] = {}
         self.links: set[Link] = set()
-        self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters)
+        self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self._resolver = resolver or SystemResolver(reactor)
         names = Names(reactor, self._resolver, config.lookups, config.lookupTimeout)
         most = config.maxPorts or max(16, descriptorLimit() - RESERVE)
