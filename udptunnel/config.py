@@ -59,7 +59,7 @@ def integer(least: int, most: int) -> Reader:
     """A whole number in a range."""
 
     def read(text: str) -> int:
-        if not re.fullmatch(r"\d{1,12}", text) or not least <= int(text) <= most:
+        if not re.fullmatch("[0-9]{1,12}", text) or not least <= int(text) <= most:
             raise ValueError(f"a whole number from {least} to {most}")
         return int(text)
 
@@ -70,7 +70,7 @@ def number(least: float, most: float) -> Reader:
     """A number in a range."""
 
     def read(text: str) -> float:
-        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) or not least <= float(text) <= most:
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not least <= float(text) <= most:
             raise ValueError(f"a number from {least:g} to {most:g}")
         return float(text)
 
@@ -124,10 +124,10 @@ def optionName(field: str) -> str:
 
 OFFLOAD = option("all", anyText, "NAMES", "Kernel abilities to use: all, none, or some of gro,gso,mmsg.")
 REST = option(
-    2.0,
+    5.0,
     number(0, 100),
     "MS",
-    "Milliseconds that a port with more than 10,000 datagrams a second rests between two reads; 0: none.",
+    "Milliseconds that a port with more than 20,000 datagrams a second rests between two reads; 0: none.",
 )
 DELAY = option(
     100.0,

@@ -212,9 +212,11 @@ class RouteTests(EgressTestCase):
         refused = self.egress.route(Address("8.8.8.8", 53))
         self.own.clear()
         self.reactor.advance(ROUTE_SECONDS - 1)
+        self.egress.tick(self.reactor.seconds())
         self.assertIs(self.egress.route(target), first)
         self.assertIs(self.egress.route(Address("8.8.8.8", 53)), refused)
         self.reactor.advance(2)
+        self.egress.tick(self.reactor.seconds())
         self.assertIsNot(self.egress.route(target), first)
         again = self.egress.route(Address("8.8.8.8", 53))
         assert again is not None
@@ -322,6 +324,7 @@ class NameTests(EgressTestCase):
         ):
             self.counters.dropped.clear()
             self.reactor.advance(ROUTE_SECONDS + 1)
+            self.egress.tick(self.reactor.seconds())
             self.outlet.send(self.name, 1, b"abc")
             self.answer(*hosts)
             self.assertEqual(self.counters.dropped, {"target refused": 3})

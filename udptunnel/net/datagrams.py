@@ -14,6 +14,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
@@ -23,7 +24,7 @@ from zope.interface import implementer
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
 from udptunnel.net.mmsg import SLOTS, Inbox, Outbox
-from udptunnel.net.offload import MOST_SEGMENTS, SEGMENT, SOL_UDP, UDP_GRO, UDP_SEGMENT, Offload
+from udptunnel.net.offload import GRO_SIZE, MOST_SEGMENTS, SEGMENT, SOL_UDP, UDP_GRO, UDP_SEGMENT, Offload
 from udptunnel.net.sockaddr import PythonNames, SourceNames, familyOf
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import LARGEST_DATAGRAM, Burst, count, join, pieces, split
@@ -35,8 +36,11 @@ BUFFER_BYTES = 8 << 20
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
 """From asm-generic/socket.h: beyond the system's limit, for who may (CAP_NET_ADMIN)."""
 
-BUSY_RATE = 10_000
+BUSY_RATE = 20_000
 """Datagrams a second from which on a port is busy, and may rest between reads."""
+
+RESTING_BYTES = 4 << 20
+"""How much a socket must hold for us, so that nothing is lost while we rest."""
 
 _BUSY_SPAN = 0.005
 """Seconds over which that is measured."""
@@ -83,7 +87,18 @@ class DatagramPort:
     @ivar address: what it is bound to, once it listens.
     """
 
-    __slots__ = ("_busy", "_family", "_receiver", "_resting", "_since", "_socket", "_taken", "_traffic", "address")
+    __slots__ = (
+        "_busy",
+        "_family",
+        "_mayRest",
+        "_receiver",
+        "_resting",
+        "_since",
+        "_socket",
+        "_taken",
+        "_traffic",
+        "address",
+    )
 
     def __init__(self, traffic: Traffic, address: Address, receiver: Receiver) -> None:
         """
@@ -96,7 +111,7 @@ class DatagramPort:
         self._family = familyOf(address.host)
         self._socket: socket.socket | None = None
         self._resting: IDelayedCall | None = None
-        self._busy = False
+        self._busy = self._mayRest = False
         self._since = 0.0
         self._taken = 0
 
@@ -123,6 +138,7 @@ class DatagramPort:
     def adopt(self, opened: socket.socket) -> None:
         """Use a bound socket that somebody else has opened."""
         self._socket = opened
+        self._mayRest = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= RESTING_BYTES
         self.address = self._traffic.sources[opened.getsockname()]
         self._traffic.reactor.addReader(self)
 
@@ -183,7 +199,7 @@ class DatagramPort:
         if bursts:
             taken = self._count(bursts)
             self._receiver.burstsReceived(bursts)
-            if traffic.rest:
+            if traffic.rest and self._mayRest:
                 self._moderate(taken)
 
     def _moderate(self, taken: int) -> None:
@@ -224,7 +240,7 @@ class DatagramPort:
     def _receiveMarked(self, opened: socket.socket) -> Burst:
         """With UDP_GRO a control message tells the size of the datagrams, if there are several."""
         data, ancillary, _, source = opened.recvmsg(65535, 64)
-        size = SEGMENT.unpack_from(ancillary[0][2])[0] if ancillary else len(data)
+        size = GRO_SIZE.unpack_from(ancillary[0][2])[0] if ancillary else len(data)
         return Burst(self._traffic.sources[source], size, data)
 
     def _receivePlain(self, opened: socket.socket) -> Burst:
@@ -273,9 +289,9 @@ class DatagramPort:
             counters.sentBytes += len(payload)
 
     def _sendSeveral(self, opened: socket.socket, to: KernelAddress, size: int, payload: Buffer) -> None:
-        most = min(MOST_SEGMENTS * size, LARGEST_DATAGRAM)
-        for piece in pieces(size, payload, most):
-            if not (self._traffic.offload.gso and self._sendSegmented(opened, to, size, [piece])):
+        segmented = self._traffic.offload.gso
+        for piece in pieces(size, payload, min(MOST_SEGMENTS * size, LARGEST_DATAGRAM)):
+            if not (segmented and self._sendSegmented(opened, to, size, piece)):
                 self._sendEach(opened, to, size, piece)
 
     def sendHeaded(self, to: KernelAddress, header: bytes, size: int, payload: Buffer) -> None:
@@ -288,31 +304,31 @@ class DatagramPort:
             parts = [part for datagram in split(size, piece) for part in (header, datagram)]
             self.send(to, whole, b"".join(parts))
 
-    def _sendSegmented(self, opened: socket.socket, to: KernelAddress, size: int, parts: list[Buffer]) -> bool:
+    def _sendSegmented(self, opened: socket.socket, to: KernelAddress, size: int, payload: Buffer) -> bool:
         """
         Let the kernel cut a burst.
 
         @return: False if it can not cut this one.
         """
         try:
-            sent = opened.sendmsg(parts, [(SOL_UDP, UDP_SEGMENT, SEGMENT.pack(size))], 0, to)
+            sent = opened.sendmsg((payload,), segmentsOf(size), 0, to)
         except OSError as error:
-            return self._segmentsRefused(error, size, parts)
+            return self._segmentsRefused(error, count(size, payload))
         except (OverflowError, UnicodeError):
-            self._traffic.counters.drop("send EINVAL", sum(count(size, part) for part in parts))
+            self._traffic.counters.drop("send EINVAL", count(size, payload))
             return True
         counters = self._traffic.counters
         counters.sent += -(-sent // size)
         counters.sentBytes += sent
         return True
 
-    def _segmentsRefused(self, error: OSError, size: int, parts: list[Buffer]) -> bool:
+    def _segmentsRefused(self, error: OSError, datagrams: int) -> bool:
         """
         Segments must fit the path (EINVAL, EMSGSIZE), and the device must compute checksums (EIO).
         Only where even small ones are refused, it is the kernel that can not do it.
         """
         if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
-            self._traffic.counters.drop(f"send {_nameOf(error)}", sum(-(-len(part) // size) for part in parts))
+            self._traffic.counters.drop(f"send {_nameOf(error)}", datagrams)
             return True
         if error.errno == errno.EIO:
             self._traffic.offload.refused("gso", error)
@@ -340,6 +356,12 @@ class DatagramPort:
         counters.sentBytes += min(sent * size, len(payload))
         if sent < datagrams:
             counters.drop("send EAGAIN", datagrams - sent)
+
+
+@lru_cache(1024)
+def segmentsOf(size: int) -> list[tuple[int, int, bytes]]:
+    """The control message that has the kernel cut a burst into datagrams of C{size} bytes."""
+    return [(SOL_UDP, UDP_SEGMENT, SEGMENT.pack(size))]
 
 
 _NOTHING_THERE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)

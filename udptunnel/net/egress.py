@@ -184,12 +184,17 @@ class DirectEgress:
 
     def route(self, address: Address) -> Route | None:
         """The way to a target; C{None} if its name must be resolved first."""
-        route = self._routes.get(address)
-        if route is not None and self.seconds() < route.until:
-            return route
+        return self._routes.get(address) or self._decide(address)
+
+    def _decide(self, address: Address) -> Route | None:
         if address.isName:
             return None
         return self._remember(address, self._judge([address.host], address.port))
+
+    def tick(self, now: float) -> None:
+        """A second or so has passed: forget verdicts that are old."""
+        for address in [each for each, route in self._routes.items() if now >= route.until]:
+            del self._routes[address]
 
     def find(self, address: Address, asker: bytes, found: Callable[[Address, Route], None]) -> None:
         """Resolve the name of a target, and tell C{found} of the way."""

@@ -38,7 +38,7 @@ LEAST_READ_BYTES = 65536
 FRAMES_PER_READ = 2048
 """Frames that one read should bring at most, so that tiny ones do not keep everybody else waiting."""
 
-_NOTSENT_LOWAT_BYTES = 262144
+_NOTSENT_LOWAT_BYTES = 1 << 20
 """Unsent bytes in the kernel above which it takes no more: the queue is to be ours."""
 
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)

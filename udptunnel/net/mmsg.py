@@ -177,7 +177,9 @@ class Inbox:
             place, name = slot * _SLOT_BYTES, slot * _NAME_BYTES
             source = sources[bytes(names[name : name + nameBytes])]
             bursts.append(Burst(source, segments[slot], view[place : place + lengths[slot]]))
-        return join(bursts) if count > 1 else bursts
+        if count == 1 or min(lengths) > LARGEST_BURST // 2:
+            return bursts
+        return join(bursts)
 
 
 class Outbox:

@@ -13,6 +13,7 @@ only slower.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterable
@@ -32,6 +33,10 @@ MOST_SEGMENTS = 64
 NAMES = ("gro", "gso", "mmsg")
 
 SEGMENT = struct.Struct("=H")
+"""What UDP_SEGMENT takes: the size of a datagram."""
+
+GRO_SIZE = struct.Struct("=i")
+"""What UDP_GRO gives: the same, as an int."""
 
 
 class Offload:
@@ -77,8 +82,14 @@ def parseNames(text: str) -> frozenset[str]:
 
 
 def probe(names: Iterable[str] = NAMES) -> Offload:
-    """Find out which of these abilities the kernel has."""
-    return Offload(name for name in names if _PROBES[name]())
+    """
+    Find out which of these abilities the kernel has.
+
+    The environment variable C{UDPTUNNEL_OFFLOAD} may allow fewer, in the words
+    of L{parseNames}: for a whole machine whose kernel is known to be broken.
+    """
+    allowed = parseNames(os.environ.get("UDPTUNNEL_OFFLOAD", "all"))
+    return Offload(name for name in names if name in allowed and _PROBES[name]())
 
 
 def _accepts(option: int, value: int) -> bool:

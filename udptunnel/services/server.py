@@ -123,6 +123,7 @@ class ServerService(MultiService):
 
     def _tick(self) -> None:
         now = self.clock()
+        self.egress.tick(now)
         for session in list(self.sessions.values()):
             session.tick(now)
         for link in list(self.links):

@@ -9,7 +9,7 @@ carries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from udptunnel.wire.address import Address
@@ -49,14 +49,12 @@ def split(size: int, payload: Buffer) -> Iterator[Buffer]:
         yield payload[start : start + size]
 
 
-def pieces(size: int, payload: Buffer, most: int) -> Iterator[Buffer]:
+def pieces(size: int, payload: Buffer, most: int) -> Sequence[Buffer]:
     """A burst cut into bursts of at most C{most} bytes, never inside a datagram."""
     if len(payload) <= most:
-        yield payload
-        return
+        return (payload,)
     step = max(1, most // size) * size
-    for start in range(0, len(payload), step):
-        yield payload[start : start + step]
+    return [payload[start : start + step] for start in range(0, len(payload), step)]
 
 
 def join(bursts: Iterable[Burst]) -> list[Burst]:
