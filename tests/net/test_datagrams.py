@@ -252,9 +252,9 @@ class RestTests(PortTestCase):
         self.addCleanup(self.port.stopListening)
 
     def flood(self, datagrams: int) -> None:
-        """Let so many datagrams arrive in 10 ms, one read per millisecond, until the port rests."""
-        for _ in range(10):
-            self.socket.arrived += [(b"x", ("127.0.0.1", 9))] * (datagrams // 10)
+        """Let so many datagrams arrive in 20 ms, one read per millisecond, until the port rests."""
+        for _ in range(20):
+            self.socket.arrived += [(b"x", ("127.0.0.1", 9))] * (datagrams // 20)
             if self.reactor.getReaders():
                 self.port.doRead()
                 self.reactor.advance(0.001)
@@ -262,29 +262,44 @@ class RestTests(PortTestCase):
     def test_busy(self) -> None:
         """It is not read for the time set, and then it is again; nothing is lost."""
         self.open()
-        self.flood(300)
+        self.flood(600)
         self.assertEqual(self.reactor.getReaders(), [])
         self.reactor.advance(0.002)
         self.assertEqual(self.reactor.getReaders(), [self.port])
         while self.socket.arrived:
             self.port.doRead()
             self.reactor.advance(0.01)
-        self.assertEqual(len(self.received.datagrams), 300)
+        self.assertEqual(len(self.received.datagrams), 600)
 
     def test_quiet(self) -> None:
         """A port that has little to do never rests, and neither does any if that is not wanted."""
         self.open()
-        self.flood(50)
+        self.flood(100)
         self.assertEqual(self.reactor.getReaders(), [self.port])
         self.port.stopListening()
         self.open(rest=0.0)
-        self.flood(300)
+        self.flood(600)
         self.assertEqual(self.reactor.getReaders(), [self.port])
+
+    def test_closedLoop(self) -> None:
+        """A port does not rest if less arrives because it does: then its senders wait for answers."""
+        self.open(rest=0.005)
+        rested = 0
+        for _ in range(900):
+            if not self.reactor.getReaders():
+                rested += 1
+                self.reactor.advance(0.005)
+                self.assertEqual(self.reactor.getReaders(), [self.port])
+            # Thirty come as soon as the last thirty were answered.
+            self.socket.arrived += [(b"x", ("127.0.0.1", 9))] * 30
+            self.port.doRead()
+            self.reactor.advance(0.001)
+        self.assertTrue(1 <= rested <= 5, rested)
 
     def test_closed(self) -> None:
         """A port that is closed while it rests stays closed, and leaves nothing."""
         self.open()
-        self.flood(300)
+        self.flood(600)
         self.port.stopListening()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 

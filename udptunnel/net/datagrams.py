@@ -42,8 +42,17 @@ BUSY_RATE = 20_000
 RESTING_BYTES = 4 << 20
 """How much a socket must hold for us, so that nothing is lost while we rest."""
 
-_BUSY_SPAN = 0.005
+_BUSY_SPAN = 0.01
 """Seconds over which that is measured."""
+
+KEPT_SHARE = 0.85
+"""
+How much of a port's rate must be left when it rests. If less is left, the
+senders wait for answers, and are slowed down by our resting.
+"""
+
+RESTLESS_SECONDS = 1.0
+"""How long a port does not rest after that was found out."""
 
 KernelAddress = tuple[Any, ...]
 """What C{socket.sendto} takes: C{(host, port)}, for IPv6 perhaps with flow and scope."""
@@ -91,8 +100,10 @@ class DatagramPort:
         "_busy",
         "_family",
         "_mayRest",
+        "_rate",
         "_receiver",
         "_resting",
+        "_restlessUntil",
         "_since",
         "_socket",
         "_taken",
@@ -112,6 +123,7 @@ class DatagramPort:
         self._socket: socket.socket | None = None
         self._resting: IDelayedCall | None = None
         self._busy = self._mayRest = False
+        self._rate = self._restlessUntil = 0.0
         self._since = 0.0
         self._taken = 0
 
@@ -213,11 +225,18 @@ class DatagramPort:
         traffic = self._traffic
         now = traffic.reactor.seconds()
         if now - self._since >= _BUSY_SPAN:
-            self._busy = self._taken > BUSY_RATE * (now - self._since)
+            self._judge(self._taken / (now - self._since), now)
             self._since, self._taken = now, 0
         if self._busy and not traffic.more and self._socket is not None:
             traffic.reactor.removeReader(self)
             self._resting = traffic.reactor.callLater(traffic.rest, self._rested)
+
+    def _judge(self, rate: float, now: float) -> None:
+        """Say whether the port is busy, now that C{rate} datagrams a second came lately."""
+        if self._busy and rate < KEPT_SHARE * self._rate:
+            self._busy, self._restlessUntil = False, now + RESTLESS_SECONDS
+        else:
+            self._busy, self._rate = rate > BUSY_RATE and now >= self._restlessUntil, rate
 
     def _rested(self) -> None:
         self._resting = None
