@@ -252,9 +252,9 @@ class RestTests(PortTestCase):
         self.addCleanup(self.port.stopListening)
 
     def flood(self, datagrams: int) -> None:
-        """Let so many datagrams arrive in 20 ms, one read per millisecond, until the port rests."""
-        for _ in range(20):
-            self.socket.arrived += [(b"x", ("127.0.0.1", 9))] * (datagrams // 20)
+        """Let so many datagrams arrive in 40 ms, one read per millisecond, until the port rests."""
+        for _ in range(40):
+            self.socket.arrived += [(b"x", ("127.0.0.1", 9))] * (datagrams // 40)
             if self.reactor.getReaders():
                 self.port.doRead()
                 self.reactor.advance(0.001)
@@ -262,23 +262,23 @@ class RestTests(PortTestCase):
     def test_busy(self) -> None:
         """It is not read for the time set, and then it is again; nothing is lost."""
         self.open()
-        self.flood(600)
+        self.flood(1200)
         self.assertEqual(self.reactor.getReaders(), [])
         self.reactor.advance(0.002)
         self.assertEqual(self.reactor.getReaders(), [self.port])
         while self.socket.arrived:
             self.port.doRead()
             self.reactor.advance(0.01)
-        self.assertEqual(len(self.received.datagrams), 600)
+        self.assertEqual(len(self.received.datagrams), 1200)
 
     def test_quiet(self) -> None:
         """A port that has little to do never rests, and neither does any if that is not wanted."""
         self.open()
-        self.flood(100)
+        self.flood(200)
         self.assertEqual(self.reactor.getReaders(), [self.port])
         self.port.stopListening()
         self.open(rest=0.0)
-        self.flood(600)
+        self.flood(1200)
         self.assertEqual(self.reactor.getReaders(), [self.port])
 
     def test_closedLoop(self) -> None:
@@ -299,7 +299,7 @@ class RestTests(PortTestCase):
     def test_closed(self) -> None:
         """A port that is closed while it rests stays closed, and leaves nothing."""
         self.open()
-        self.flood(600)
+        self.flood(1200)
         self.port.stopListening()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 

@@ -42,10 +42,10 @@ BUSY_RATE = 20_000
 RESTING_BYTES = 4 << 20
 """How much a socket must hold for us, so that nothing is lost while we rest."""
 
-_BUSY_SPAN = 0.01
+_BUSY_SPAN = 0.02
 """Seconds over which that is measured."""
 
-KEPT_SHARE = 0.85
+KEPT_SHARE = 0.6
 """
 How much of a port's rate must be left when it rests. If less is left, the
 senders wait for answers, and are slowed down by our resting.
@@ -223,11 +223,14 @@ class DatagramPort:
         """
         self._taken += taken
         traffic = self._traffic
+        if traffic.more:
+            # What is left belongs to the same time.
+            return
         now = traffic.reactor.seconds()
         if now - self._since >= _BUSY_SPAN:
             self._judge(self._taken / (now - self._since), now)
             self._since, self._taken = now, 0
-        if self._busy and not traffic.more and self._socket is not None:
+        if self._busy and self._socket is not None:
             traffic.reactor.removeReader(self)
             self._resting = traffic.reactor.callLater(traffic.rest, self._rested)
 
