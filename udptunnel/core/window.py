@@ -54,7 +54,7 @@ class Window:
             the path's own round trip. 0 means no limit.
         """
         self.delay = delay
-        self.size = float(START)
+        self.size = self._whole = float(START)
         self.sent = self.acknowledged = self.pinged = 0
         self.roundTrip = self.smallest = 0.0
         self._rate = 0.0
@@ -77,8 +77,12 @@ class Window:
 
     @property
     def reserve(self) -> float:
-        """How many bytes of sparse flows may be sent even if there is no room: an eighth of the window beyond it."""
-        return self.room + self.size / 8
+        """
+        How many bytes of sparse flows may be sent even if there is no room: an
+        eighth of the window beyond it, and of the whole window even while it
+        is shrunk to look for the empty path.
+        """
+        return self._whole * 9 / 8 - self.flying if self.delay else inf
 
     @property
     def portion(self) -> float:
@@ -165,4 +169,4 @@ class Window:
             return
         spare = self.smallest if self._growing else self.smallest * SPARE
         wanted = max(LEAST, self._rate * (self.smallest + max(self.delay, spare)))
-        self.size = wanted if filled else max(wanted, self.size)
+        self.size = self._whole = wanted if filled else max(wanted, self.size)
