@@ -61,8 +61,10 @@ class Window:
         self._growing = True
         self._crowded = False
         self._crowdedSince = inf
+        self._crowdedAt = -inf
         self._seenAt = now
         self._probeFrom: float | None = None
+        self._found = inf
         self._arrivals: deque[tuple[float, float, int]] = deque()
 
     @property
@@ -111,6 +113,7 @@ class Window:
     def crowd(self, now: float) -> None:
         """More is to be sent than the path takes."""
         self._crowded = True
+        self._crowdedAt = now
         self._crowdedSince = min(self._crowdedSince, now)
 
     def arrived(self, sentAt: float, received: int, now: float) -> None:
@@ -133,15 +136,28 @@ class Window:
     def _measureRoundTrip(self, sentAt: float, now: float) -> None:
         doubted = now - self._seenAt > EPOCH
         if self._probeFrom is not None and sentAt >= self._probeFrom:
-            self.smallest, self._seenAt = self.roundTrip, now
-            self._probeFrom, self._crowdedSince = None, inf
-        elif not self.smallest or self.roundTrip <= self.smallest or (doubted and not self._crowded):
+            self._probed(self._probeFrom, now)
+        elif not self.smallest or self.roundTrip <= self.smallest or (doubted and self._ranEmpty(sentAt)):
             self.smallest, self._seenAt = self.roundTrip, now
         elif doubted and self._probeFrom is None:
             # What is on the path now has left it after one round trip.
             self._probeFrom = now + self.roundTrip
         if self.roundTrip > self.smallest + max(self.smallest, self.delay) / 2:
             self._growing = False
+
+    def _ranEmpty(self, sentAt: float) -> bool:
+        """Whether a PING of that time was sent long enough after we last crowded the path."""
+        return sentAt - self._crowdedAt > self.roundTrip
+
+    def _probed(self, begin: float, now: float) -> None:
+        """
+        An answer came while the window is shrunk. The smallest round trip of
+        the probe counts: the first one may still have met a queue.
+        """
+        self._found = min(self._found, self.roundTrip)
+        if self._found <= self.smallest or now - begin >= self.smallest + self.delay:
+            self.smallest, self._seenAt = self._found, now
+            self._probeFrom, self._found, self._crowdedSince = None, inf, inf
 
     def _measureRate(self, sentAt: float, now: float) -> bool:
         """
