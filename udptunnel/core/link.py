@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from udptunnel.core.associations import LONG_SECONDS, Association, Associations
+from udptunnel.core.associations import Association, Associations
 from udptunnel.core.counters import Counters
 from udptunnel.core.heartbeat import INTERVAL, Heartbeat
 from udptunnel.core.queue import MOST_PARCELS, Parcel, Queue
@@ -284,10 +284,7 @@ class Link:
             if association is None:
                 self._counters.drop(session.missing, count(size, body))
             else:
-                if association.idle == LONG_SECONDS:
-                    association.used = now
-                else:
-                    association.touch(address, now)
+                association.touch(address, now)
                 association.outlet.send(address, size, body)
 
     def _controlReceived(self, word: int, target: int, body: Buffer, now: float) -> None:

@@ -62,7 +62,7 @@ class Session:
         return association
 
     def find(self, number: int, link: Link, now: float) -> Association | None:
-        """The association that a DATA frame on C{link} is for; C{None} if there is none ."""
+        """The association that a DATA frame on C{link} is for; C{None} if there is none."""
         association = self.associations.get(number)
         if association is None:
             link.control(encode(CLOSE | number))
