@@ -139,6 +139,17 @@ QUEUE_AGE = option(200.0, number(1, 60_000), "MS", "Milliseconds that a datagram
 QUEUE_BYTES = option(4 << 20, integer(65_536, 1 << 30), "BYTES", "Bytes that may wait in a link's queue.")
 HEARTBEAT = option(5.0, number(0.1, 600), "S", "Seconds between heartbeats; a link is dead after three without answer.")
 NO_AUTH = flag("Listen beyond loopback although whoever can reach the port may use it.")
+TLS = option(
+    None, anyText, "FILE", "Links are TLS: our key and certificate, and the CA of the other end, in one PEM file."
+)
+STATUS = option(
+    None,
+    anyText,
+    "ENDPOINT",
+    "Where the state can be read over HTTP, such as unix:PATH or tcp:9876:interface=127.0.0.1.",
+)
+LOG_FORMAT = option("text", oneOf("text", "json"), "HOW", "Log lines for people, or one JSON object a line.")
+REDACT = flag("Leave addresses and names of users and targets out of the log.")
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,26 @@ class LocalConfig:
     heartbeat: float = HEARTBEAT
     insecureNoAuth: bool = NO_AUTH
     rest: float = REST
+    schedule: str = option(
+        "flow",
+        oneOf("flow", "idle"),
+        "HOW",
+        "How bursts are spread over several links: flow, each flow on a link of its own; "
+        "idle, each burst on the link that was silent longest.",
+    )
+    tls: str | None = TLS
+    tlsTrust: str | None = option(
+        None, anyText, "TRUST", "Links are TLS: the CA of udp-server in a PEM file, or sha256:HEX of its certificate."
+    )
+    tlsName: str | None = option(
+        None, anyText, "NAME", "The name that udp-server's certificate must have, if not the host in --server."
+    )
+    secret: str | None = option(
+        None, anyText, "FILE", "A line user:secret, with which we prove to udp-server who we are."
+    )
+    status: str | None = STATUS
+    logFormat: str = LOG_FORMAT
+    redact: bool = REDACT
 
 
 @dataclass(frozen=True)
@@ -203,6 +234,42 @@ class ServerConfig:
     heartbeat: float = HEARTBEAT
     insecureNoAuth: bool = NO_AUTH
     rest: float = REST
+    resumeGrace: float = option(
+        60.0, number(0, 86_400), "S", "Seconds that a session without links keeps its external ports; 0: none."
+    )
+    tls: str | None = TLS
+    revoked: str | None = option(
+        None, anyText, "FILE", "Certificates that are not valid any more, one fingerprint a line."
+    )
+    secrets: str | None = option(
+        None, anyText, "FILE", "Lines user:secret; who opens a link must prove to know one, instead of a certificate."
+    )
+    insecurePlain: bool = flag("With --secrets, listen beyond loopback although nothing encrypts the links.")
+    loginTimeout: float = option(10.0, number(0.1, 600), "S", "Seconds that a stranger may take to log in.")
+    maxHalfOpen: int = option(
+        256, integer(1, 1 << 20), "N", "Connections at once that are not logged in; one more makes one of them go."
+    )
+    maxUserSessions: int = option(64, integer(1, 1 << 20), "N", "Sessions of one user at once, parked ones included.")
+    maxUserAssociations: int = option(65_536, integer(1, 1 << 24), "N", "Associations of one user at once.")
+    filtering: str = option(
+        "endpoint",
+        oneOf("endpoint", "address", "port"),
+        "WHO",
+        "Who may send to an external port: endpoint, anybody; address, hosts that were sent to; "
+        "port, hosts and ports that were sent to.",
+    )
+    strangerRate: int = option(
+        1000,
+        integer(0, 1 << 30),
+        "N",
+        "Datagrams a second to one external port from whom nothing was sent to; 0: no limit.",
+    )
+    maxMemory: int = option(
+        0, integer(0, 1 << 20), "MB", "Resident memory above which nothing new is let in; 0: no limit."
+    )
+    status: str | None = STATUS
+    logFormat: str = LOG_FORMAT
+    redact: bool = REDACT
 
 
 ROLES: dict[str, type[Any]] = {"udp-local": LocalConfig, "udp-server": ServerConfig}
