@@ -48,5 +48,12 @@ class LoginError(TunnelError):
     """A link came up, but the two ends did not agree to use it."""
 
 
+class RefusedError(LoginError):
+    """
+    One end does not let the other in, or does not believe that it is who it
+    should be. Trying again at once would not help.
+    """
+
+
 class ResolveError(TunnelError):
     """A name has no address, or may not be asked for."""

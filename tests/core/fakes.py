@@ -11,14 +11,18 @@ from udptunnel.core.associations import Association
 from udptunnel.core.counters import Counters
 from udptunnel.core.link import Link, LinkLimits, LocalLink, ServerLink
 from udptunnel.core.queue import Parcel
+from udptunnel.core.login import Challenge, Login
 from udptunnel.core.session import LocalSession, ServerSession
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import split
 from udptunnel.wire.frame import Buffer, decode
+from udptunnel.wire.greeting import Greeting
 
 TARGET_ADDRESS = Address("198.51.100.1", 4000)
 
 NAME = bytes(range(16))
+
+TICKET = bytes(range(100, 132))
 
 Plain = tuple[int, int, int, bytes]
 
@@ -116,6 +120,56 @@ def makeParcel(association: Association, *datagrams: bytes, address: Address = T
     return association, address, len(datagrams[0]), b"".join(datagrams)
 
 
+def countingRandom() -> Callable[[int], bytes]:
+    """Random bytes that a test knows: each time another byte, so many times."""
+    numbers = count()
+    return lambda length: bytes(range(length)) if (n := next(numbers)) == 0 else bytes((n & 0xFF,)) * length
+
+
+class FixedMembership:
+    """What a link of udp-local says of any owner of links."""
+
+    def __init__(self, session: Any, ticket: bytes = b"", name: bytes = NAME) -> None:
+        self.session = session
+        self.name = name
+        self.ticket = ticket
+        self.greetings: list[Greeting] = []
+
+    def hello(self) -> Greeting:
+        return Greeting(self.name, self.session.associations.most, 1, ticket=self.ticket)
+
+    def welcomed(self, greeting: Greeting, now: float) -> None:
+        self.greetings.append(greeting)
+
+
+class OpenReception:
+    """
+    Lets everybody in, to one session.
+
+    @ivar secrets: what users must prove, if anything.
+    @ivar refusal: raised instead of letting anybody in.
+    """
+
+    def __init__(self, session: Any, user: str = "") -> None:
+        self.session = session
+        self.user = user
+        self.secrets: dict[str, bytes] = {}
+        self.refusal: Exception | None = None
+        self.now = 0.0
+
+    def challenge(self, user: str, hello: bytes) -> Challenge | None:
+        if not self.secrets:
+            return None
+        return Challenge(self.secrets.get(user, bytes(32)), bytes(32), b"n" * 32, hello, user in self.secrets)
+
+    def admit(self, greeting: Greeting, link: ServerLink) -> Any:
+        if self.refusal is not None:
+            raise self.refusal
+        if isinstance(self.session, ServerSession):
+            self.session.resume(greeting, self.user, self.now)
+        return self.session
+
+
 class Pair:
     """
     Both ends of a session, with any number of links between them.
@@ -125,10 +179,11 @@ class Pair:
     @ivar outlets: the server's outlets, by association.
     """
 
-    def __init__(self, associations: int = 100, granted: int = 100, **limits: Any) -> None:
+    def __init__(self, associations: int = 100, granted: int = 100, grace: float = 60.0, **limits: Any) -> None:
         """
         @param associations: how many udp-local would like to hold.
         @param granted: how many udp-server allows.
+        @param grace: how long the server parks the session.
         """
         self.limits = LinkLimits(**limits)
         self.localCounters, self.serverCounters = Counters(), Counters()
@@ -137,8 +192,12 @@ class Pair:
         self.outlets: dict[int, RecordingOutlet] = {}
         self.emptied = self.welcomed = 0
         self.refusing = False
-        self.local = LocalSession(NAME, associations, self.localCounters)
-        self.server = ServerSession(NAME, granted, self.serverCounters, self._openOutlet, self._emptied)
+        self.local = LocalSession(associations, self.localCounters, countingRandom())
+        self.server = ServerSession(
+            NAME, granted, self.serverCounters, self._openOutlet, self._emptied, countingRandom(), grace=grace
+        )
+        self.reception = OpenReception(self.server)
+        self.login: Login | None = None
 
     def _openOutlet(self, session: ServerSession, number: int) -> RecordingOutlet | None:
         if self.refusing:
@@ -157,8 +216,10 @@ class Pair:
         local, server = MemoryCarrier(), MemoryCarrier()
         self.carriers.append((local, server))
         ends = (
-            LocalLink(local, self.limits, self.localCounters, now, self.local, self._welcomed),
-            ServerLink(server, self.limits, self.serverCounters, now, lambda greeting: self.server),
+            LocalLink(
+                local, self.limits, self.localCounters, now, self.local.membership, self._welcomed, self.login
+            ),
+            ServerLink(server, self.limits, self.serverCounters, now, self.reception),
         )
         self.links.append(ends)
         return ends

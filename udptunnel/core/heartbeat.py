@@ -1,31 +1,47 @@
 """
 Heartbeats: is there still somebody at the other end of a link?
 
-A PING is sent when none was for a while, and each is answered at once. A link
-is dead when a PING has had no answer for three intervals: what else arrives
-does not count, for a path may be dead in one direction only.
+A PING is sent when none was for a while, and each is answered at once. While
+bursts arrive there is less need to ask, so it is done three times less often.
+Only an answer counts as a sign of life all the same, for a path may be dead
+in one direction only. A link is dead three intervals after it fell silent at
+the latest: one until a PING is due, two without an answer.
 """
 
 from __future__ import annotations
 
-INTERVAL = 5.0
-"""Seconds between PINGs."""
+from math import inf
 
-MISSES = 3
+INTERVAL = 5.0
+"""Seconds between PINGs while nothing else arrives."""
+
+BUSY = 3
+"""How many intervals are between PINGs while bursts arrive."""
+
+MISSES = 2
 """A link is dead after so many intervals without an answer."""
+
+LATE_SECONDS, LATE_TRIPS = 1.0, 4
+"""An answer is late after one second, and after four of the usual round trips."""
 
 
 class Heartbeat:
-    """Says when to send a PING, and when to give up."""
+    """
+    Says when to send a PING, when to go another way, and when to give up.
+
+    @ivar heardAt: when a burst arrived last.
+    """
 
     def __init__(self, interval: float, now: float) -> None:
         self.interval = interval
+        self.heardAt = -inf
         self._pingedAt = now
         self._waitingSince: float | None = None
 
     def due(self, now: float) -> bool:
         """Whether it is time for a PING."""
-        return now - self._pingedAt >= self.interval
+        busy = now - self.heardAt < self.interval
+        return now - self._pingedAt >= (self.interval * BUSY if busy else self.interval)
 
     def pinged(self, now: float) -> None:
         """A PING was sent, for whatever reason."""
@@ -37,6 +53,13 @@ class Heartbeat:
         """The PING of C{sentAt} was answered, and with it all before it."""
         self._waitingSince = None if sentAt >= self._pingedAt else sentAt
 
+    def late(self, now: float, roundTrip: float) -> bool:
+        """Whether the other end takes long to answer, so that another link is better."""
+        return self._waited(now) > max(LATE_SECONDS, LATE_TRIPS * roundTrip)
+
     def dead(self, now: float) -> bool:
         """Whether the other end has been silent for too long."""
-        return self._waitingSince is not None and now - self._waitingSince > MISSES * self.interval
+        return self._waited(now) > MISSES * self.interval
+
+    def _waited(self, now: float) -> float:
+        return 0.0 if self._waitingSince is None else now - self._waitingSince

@@ -4,7 +4,8 @@ The rules of one link: greeting, bursts, heartbeats, farewell.
 A link is greeted before it is used: udp-local says HELLO, and only the
 WELCOME that answers it makes the link B{up}. A TCP connection alone means
 nothing, for a proxy on the way accepts it even when everything behind it is
-down. From then on both ends do the same. L{Link} knows no socket: it writes to
+down. Where users prove a secret, CHALLENGE and PROOF stand between the two.
+From then on both ends do the same. L{Link} knows no socket: it writes to
 a L{Carrier} and is fed whole frames.
 """
 
@@ -17,13 +18,15 @@ from typing import Protocol
 from udptunnel.core.associations import Association, Associations
 from udptunnel.core.counters import Counters
 from udptunnel.core.heartbeat import INTERVAL, Heartbeat
+from udptunnel.core.login import Challenge, Login
 from udptunnel.core.queue import MOST_PARCELS, Parcel, Queue
 from udptunnel.core.relay import Relay
 from udptunnel.core.window import Window
-from udptunnel.errors import FrameError, LoginError
+from udptunnel.errors import FrameError, LoginError, RefusedError
 from udptunnel.wire.burst import LARGEST_BURST, count
 from udptunnel.wire.frame import (
     ASSOCIATIONS,
+    CHALLENGE,
     CLOSE,
     GOAWAY,
     HEADER_BYTES,
@@ -32,6 +35,7 @@ from udptunnel.wire.frame import (
     OPTIONAL,
     PING,
     PONG,
+    PROOF,
     TARGET,
     WELCOME,
     Buffer,
@@ -48,9 +52,13 @@ from udptunnel.wire.greeting import (
     Greeting,
     checkFirstBytes,
     commonVersion,
+    packChallenge,
     packHello,
+    packProof,
     packWelcome,
+    unpackChallenge,
     unpackGreeting,
+    unpackProof,
 )
 
 CHUNK = 262144
@@ -93,8 +101,55 @@ class Owner(Protocol):
     def linkUp(self, link: Link, greeting: Greeting, now: float) -> None:
         """A link was greeted at both ends."""
 
-    def linkRetired(self, link: Link, now: float) -> None:
-        """A link that was up is of no more use."""
+    def linkRetired(self, link: Link, now: float, farewell: bool) -> None:
+        """A link that was up is of no more use; whether the other end has said so itself."""
+
+
+class Membership(Protocol):
+    """What udp-local knows of its session at one server: L{udptunnel.core.session.Membership}."""
+
+    @property
+    def session(self) -> Owner:
+        """What the link will belong to."""
+
+    def hello(self) -> Greeting:
+        """What to say of the session on a new link."""
+
+    def welcomed(self, greeting: Greeting, now: float) -> None:
+        """
+        Learn from a WELCOME what has become of the session.
+
+        @raise LoginError: the link can not be used.
+        """
+
+
+class ServerOwner(Owner, Protocol):
+    """What a link of udp-server belongs to."""
+
+    def welcome(self) -> Greeting:
+        """What to say of the session on a link that came up."""
+
+    def confirmed(self, link: Link) -> None:
+        """The WELCOME of a link has arrived."""
+
+
+class Reception(Protocol):
+    """Where udp-server receives one link: it knows who is there, as far as the connection tells."""
+
+    def challenge(self, user: str, hello: bytes) -> Challenge | None:
+        """
+        What a user must prove; C{None} if the connection itself says who is there.
+
+        @param hello: the body of the HELLO.
+        @raise LoginError: nobody can log in this way.
+        """
+
+    def admit(self, greeting: Greeting, link: ServerLink) -> ServerOwner:
+        """
+        Find or make the session for a HELLO.
+
+        @raise LoginError: there is no room, or the user may not come in.
+        """
 
 
 class Carrier(Protocol):
@@ -132,6 +187,9 @@ class LinkLimits:
 
     targets: int = 16384
     """Target numbers that the other end may use."""
+
+    login: float = LOGIN_SECONDS
+    """Seconds until a link must be up."""
 
 
 class Link:
@@ -267,7 +325,7 @@ class Link:
         @raise FrameError: they break the format; the link is of no more use.
         @raise LoginError: the two ends do not agree to use this link.
         """
-        if self.session is None and frames:
+        while self.session is None and frames:
             frames = self._greetingReceived(frames, now)
         session, addresses = self.session, self.relay.addresses
         if session is None:
@@ -286,6 +344,7 @@ class Link:
             else:
                 association.touch(address, now)
                 association.outlet.send(address, size, body)
+                self._heartbeat.heardAt = now
 
     def _controlReceived(self, word: int, target: int, body: Buffer, now: float) -> None:
         kind = word & KIND
@@ -331,12 +390,19 @@ class Link:
             checkFirstBytes(data, self.firstWords)
 
     def _greetingReceived(self, frames: Sequence[Frame], now: float) -> Sequence[Frame]:
-        """The first frame of a link has come; set C{session} if it is welcome."""
+        """One more frame has come before the link is up; set C{session} when it is. Returns the frames behind it."""
         raise NotImplementedError
+
+    def _greeted(self, session: Owner, greeting: Greeting, now: float) -> None:
+        """Both ends have greeted: from now on the link is used."""
+        self.relay.mostNumbers = greeting.targets
+        self.session, self.up = session, True
+        self._beat(now)
+        session.linkUp(self, greeting, now)
 
     def goAwayReceived(self, reason: str, now: float) -> None:
         """The other end is about to close this link: use it no more."""
-        self.retire(now)
+        self.retire(now, farewell=True)
         self.carrier.close()
 
     # -- what time brings
@@ -346,7 +412,7 @@ class Link:
         if self.lost:
             return
         if self.session is None:
-            if now - self._madeAt > LOGIN_SECONDS:
+            if now - self._madeAt > self.limits.login:
                 self.carrier.abort()
         elif self._heartbeat.dead(now):
             self.carrier.abort()
@@ -367,37 +433,47 @@ class Link:
 
     def goAway(self, reason: str, now: float) -> None:
         """Say farewell: nothing new goes over this link, and it closes."""
-        self.carrier.write([encode(GOAWAY, body=reason.encode()[:LARGEST_HELLO])])
-        self.retire(now)
+        self.carrier.write([_goAway(reason)])
+        self.retire(now, farewell=True)
         self.carrier.close()
 
-    def retire(self, now: float) -> None:
+    def late(self, now: float) -> bool:
+        """Whether the other end takes so long to answer that another link is better."""
+        return self._heartbeat.late(now, self.window.roundTrip)
+
+    def retire(self, now: float, farewell: bool = False) -> None:
         """Leave the session; its bursts go another way."""
         if self.up and self.session is not None:
             self.up = False
-            self.session.linkRetired(self, now)
+            self.session.linkRetired(self, now, farewell)
 
     def connectionLost(self, now: float) -> None:
         """The connection is gone."""
         self.lost = True
         self.retire(now)
 
-    def report(self) -> dict[str, float]:
+    def report(self, now: float) -> dict[str, float]:
         """The link's figures as plain values; times in seconds."""
         return {
+            "up": self.up,
+            "late": self.late(now),
+            "age": now - self._madeAt,
             "roundTrip": self.window.roundTrip,
             "smallestRoundTrip": self.window.smallest,
             "sentBytes": self.window.sent,
             "receivedBytes": self._received,
+            "queueDelay": self.queue.bytes / self.window.rate if self.window.rate else 0.0,
             "queuedBytes": self.queue.bytes,
             "flyingBytes": self.window.flying,
         }
 
 
+def _goAway(reason: str) -> bytes:
+    return encode(GOAWAY, body=reason.encode()[:LARGEST_HELLO])
+
+
 class LocalLink(Link):
     """udp-local's end: it says HELLO first, and is up when WELCOME has come."""
-
-    firstWords = (WELCOME, GOAWAY)
 
     def __init__(
         self,
@@ -405,71 +481,112 @@ class LocalLink(Link):
         limits: LinkLimits,
         counters: Counters,
         now: float,
-        session: Owner,
+        membership: Membership,
         welcomed: Callable[[], None],
+        login: Login | None = None,
     ) -> None:
         """
-        @param session: the session that the link is for.
+        @param membership: the session that the link is for.
         @param welcomed: called once, when the link is up.
+        @param login: who we are, where users prove a secret.
         """
         super().__init__(carrier, limits, counters, now)
-        self._for = session
+        self._membership = membership
         self._welcomed = welcomed
-        self.control(packHello(Greeting(session.name, session.associations.most, limits.targets)))
+        self._login = login
+        self._proven = login is None
+        self.firstWords = (WELCOME, GOAWAY) if login is None else (CHALLENGE, WELCOME, GOAWAY)
+        greeting = membership.hello()._replace(targets=limits.targets)
+        if login is not None:
+            greeting = greeting._replace(user=login.user, nonce=login.nonce)
+        self._hello = packHello(greeting)
+        self.control(self._hello)
 
     def _greetingReceived(self, frames: Sequence[Frame], now: float) -> Sequence[Frame]:
         word, target, size, body = frames[0]
-        if word != WELCOME:
-            raise LoginError(f"udp-server says: {bytes(body)[:200].decode('utf-8', 'replace')!r}")
-        greeting = unpackGreeting(target, size, body)
-        if greeting.version != VERSION or greeting.session != self._for.name:
-            raise LoginError(f"udp-server welcomes another session, or version {greeting.version} of the format")
         self._received += HEADER_BYTES + len(body)
-        self.relay.mostNumbers = greeting.targets
-        self.session, self.up = self._for, True
-        self._beat(now)
-        self.session.linkUp(self, greeting, now)
-        self._welcomed()
+        if word == GOAWAY:
+            raise RefusedError(f"udp-server says: {bytes(body)[:200].decode('utf-8', 'replace')!r}")
+        if word not in self.firstWords:
+            raise FrameError(f"a frame of the kind 0x{word >> 24:02x} before the link is up")
+        if word == CHALLENGE and self._login is not None:
+            self.control(packProof(self._login.answer(self._hello[HEADER_BYTES:], *unpackChallenge(body))))
+            self.firstWords, self._proven = (WELCOME, GOAWAY), True
+        else:
+            self._welcomeReceived(unpackGreeting(target, size, body), now)
         return frames[1:]
+
+    def _welcomeReceived(self, greeting: Greeting, now: float) -> None:
+        if greeting.version != VERSION:
+            raise RefusedError(f"udp-server chose version {greeting.version} of the format, which was not offered")
+        if not self._proven:
+            raise RefusedError("udp-server does not ask for our secret: it has no --secrets, or is not ours")
+        try:
+            self._membership.welcomed(greeting, now)
+        except LoginError:
+            self.control(_goAway("another link was faster"))
+            raise
+        self._greeted(self._membership.session, greeting, now)
+        self._welcomed()
 
 
 class ServerLink(Link):
     """udp-server's end: it waits for HELLO, and answers WELCOME if it agrees."""
 
+    session: ServerOwner | None = None
     firstWords = (HELLO,)
+    _challenge: Challenge | None = None
+    _greeting: Greeting
+    _confirmed = False
 
     def __init__(
-        self,
-        carrier: Carrier,
-        limits: LinkLimits,
-        counters: Counters,
-        now: float,
-        admit: Callable[[Greeting], Owner],
+        self, carrier: Carrier, limits: LinkLimits, counters: Counters, now: float, reception: Reception
     ) -> None:
         """
-        @param admit: finds or makes the session for a HELLO, or raises L{LoginError}.
+        @param reception: tells who is there, and which session the link is for.
         """
         super().__init__(carrier, limits, counters, now)
-        self._admit = admit
+        self._reception = reception
 
     def _greetingReceived(self, frames: Sequence[Frame], now: float) -> Sequence[Frame]:
-        _, target, size, body = frames[0]
-        greeting = unpackGreeting(target, size, body)
-        session = self._session(greeting)
+        word, target, size, body = frames[0]
         self._received += HEADER_BYTES + len(body)
-        self.relay.mostNumbers = greeting.targets
-        self.control(packWelcome(Greeting(session.name, session.associations.most, self.limits.targets)))
-        self.session, self.up = session, True
-        self._beat(now)
-        session.linkUp(self, greeting, now)
+        if word not in self.firstWords:
+            raise FrameError(f"a frame of the kind 0x{word >> 24:02x} before the link is up")
+        try:
+            if self._challenge is None:
+                self._helloReceived(unpackGreeting(target, size, body), bytes(body), now)
+            else:
+                self._proofReceived(self._challenge, unpackProof(body), now)
+        except LoginError as error:
+            self.control(_goAway(str(error)))
+            raise
         return frames[1:]
 
-    def _session(self, greeting: Greeting) -> Owner:
-        """The session for a HELLO; whoever is not welcome is told why."""
-        try:
-            if commonVersion(greeting) is None:
-                raise LoginError(f"version {VERSION} of the format is spoken here, not {greeting.version}")
-            return self._admit(greeting)
-        except LoginError as error:
-            self.control(encode(GOAWAY, body=str(error).encode()[:LARGEST_HELLO]))
-            raise
+    def _helloReceived(self, greeting: Greeting, hello: bytes, now: float) -> None:
+        if commonVersion(greeting) is None:
+            raise LoginError(f"version {VERSION} of the format is spoken here, not {greeting.version}")
+        self._greeting = greeting
+        self._challenge = self._reception.challenge(greeting.user, hello)
+        if self._challenge is None:
+            self._admit(now)
+        else:
+            self.firstWords = (PROOF,)
+            self.control(packChallenge(self._challenge.nonce, self._challenge.proof))
+
+    def _proofReceived(self, challenge: Challenge, proof: bytes, now: float) -> None:
+        if not challenge.check(proof):
+            raise RefusedError("user or secret is wrong")
+        self._admit(now)
+
+    def _admit(self, now: float) -> None:
+        session = self._reception.admit(self._greeting, self)
+        self.control(packWelcome(session.welcome()._replace(targets=self.limits.targets)))
+        self._greeted(session, self._greeting, now)
+
+    def _pongReceived(self, body: Buffer, now: float) -> None:
+        super()._pongReceived(body, now)
+        if not self._confirmed and self.session is not None:
+            # The PING that was answered went right behind the WELCOME.
+            self._confirmed = True
+            self.session.confirmed(self)

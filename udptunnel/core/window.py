@@ -73,6 +73,11 @@ class Window:
         return self.sent - self.acknowledged
 
     @property
+    def rate(self) -> float:
+        """Bytes a second that the path was seen to carry; 0 if nothing was measured."""
+        return self._rate
+
+    @property
     def room(self) -> float:
         """How many bytes may be sent now; none if not above 0."""
         return self.size - self.flying if self.delay else inf

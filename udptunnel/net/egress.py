@@ -3,15 +3,16 @@ Egress: how udp-server reaches targets.
 
 L{DirectEgress} gives each association a UDP port of its own, for IPv4 and
 IPv6 alike, which anybody may answer to: endpoint-independent mapping and
-filtering (RFC 4787), a "full cone". Whether a target may be reached is decided
-once for each target, not for each datagram.
+filtering (RFC 4787), a "full cone", unless a stricter L{Filtering} is chosen.
+Whether a target may be reached is decided once for each target, not for each
+datagram.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -40,20 +41,44 @@ WAITING_BURSTS = 16
 
 NOT_NOW = "name not resolved"
 
+NOWHERE = Address("0.0.0.0", 0)
+
+
+MOST_KNOWN = 1024
+"""Hosts that an external port remembers to have sent to."""
+
+
+class Filtering(NamedTuple):
+    """
+    Who may send to an external port (RFC 4787 section 5).
+
+    @ivar who: C{endpoint}, anybody; C{address}, hosts that were sent to; C{port}, only what exactly was sent to.
+    @ivar strangers: datagrams a second that one port takes from whom nothing was sent to; 0 for no limit.
+    """
+
+    who: str = "endpoint"
+    strangers: int = 0
+
+    def keyOf(self, address: Address) -> str | Address:
+        """By what a peer is known again."""
+        return address if self.who == "port" else address.host
+
 
 class Route:
     """
     The way to one target, or why there is none.
 
+    @ivar target: the target, its host in digits.
     @ivar to: where to send; C{None} if nothing may be sent.
     @ivar reason: why nothing is.
     @ivar until: when this must be found out again.
     """
 
-    __slots__ = ("reason", "to", "until")
+    __slots__ = ("reason", "target", "to", "until")
 
-    def __init__(self, to: KernelAddress | None, reason: str, until: float) -> None:
+    def __init__(self, to: KernelAddress | None, reason: str, until: float, target: Address = NOWHERE) -> None:
         self.to = to
+        self.target = target
         self.reason = reason
         self.until = until
 
@@ -61,7 +86,7 @@ class Route:
 class ExternalPort:
     """The outlet of an association on the server: a UDP port that the whole world sees."""
 
-    __slots__ = ("_egress", "_number", "_port", "_session", "_waiting")
+    __slots__ = ("_egress", "_known", "_number", "_port", "_refilledAt", "_session", "_tokens", "_waiting")
 
     def __init__(self, egress: DirectEgress, session: ServerSession, number: int, traffic: Traffic, host: str) -> None:
         self._egress = egress
@@ -69,6 +94,9 @@ class ExternalPort:
         self._number = number
         self._port = DatagramPort(traffic, Address(host, 0), self)
         self._waiting: list[tuple[Address, int, bytes]] = []
+        self._known: dict[str | Address, Address] = {}
+        self._tokens = float(egress.filtering.strangers)
+        self._refilledAt = egress.seconds()
         self._port.startListening()
 
     @property
@@ -86,7 +114,15 @@ class ExternalPort:
         elif route.to is None:
             self._egress.drop(route.reason, count(size, payload))
         else:
-            self._port.send(route.to, size, payload)
+            self._sendTo(route, size, payload)
+
+    def _sendTo(self, route: Route, size: int, payload: Buffer) -> None:
+        key = self._egress.filtering.keyOf(route.target)
+        if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[key] = route.target
+        self._port.send(route.to, size, payload)  # type: ignore[arg-type]
 
     def _await(self, address: Address, size: int, payload: Buffer) -> None:
         """Let a burst wait until the name of its target is resolved."""
@@ -106,7 +142,7 @@ class ExternalPort:
             if route.to is None:
                 self._egress.drop(route.reason, count(size, payload))
             else:
-                self._port.send(route.to, size, payload)
+                self._sendTo(route, size, payload)
 
     # -- from anywhere
 
@@ -115,22 +151,53 @@ class ExternalPort:
         association = self._session.associations.get(self._number)
         if association is not None:
             now = self._egress.seconds()
-            for burst in bursts:
+            welcome = [burst for burst in bursts if self._lets(burst, now)]
+            for burst in welcome:
                 association.touch(burst.source, now)
-            self._session.send([(association, source, size, payload) for source, size, payload in bursts], now)
+            if welcome:
+                self._session.send([(association, source, size, payload) for source, size, payload in welcome], now)
+
+    def _lets(self, burst: Burst, now: float) -> bool:
+        """Whether a burst may come in; counted if not."""
+        filtering = self._egress.filtering
+        if filtering.keyOf(burst.source) in self._known:
+            return True
+        datagrams = count(burst.size, burst.payload)
+        if filtering.who != "endpoint":
+            self._egress.drop("from a stranger", datagrams)
+            return False
+        if filtering.strangers and not self._spend(datagrams, filtering.strangers, now):
+            self._egress.drop("too many from strangers", datagrams)
+            return False
+        return True
+
+    def _spend(self, datagrams: int, rate: int, now: float) -> bool:
+        """Take from what strangers may send: C{rate} a second, and as many at once (a token bucket)."""
+        self._tokens = min(rate, self._tokens + rate * (now - self._refilledAt))
+        self._refilledAt = now
+        if self._tokens < datagrams:
+            return False
+        self._tokens -= datagrams
+        return True
+
+    def rulesChanged(self) -> None:
+        """Close the association if it has sent where nobody may go any more."""
+        association = self._session.associations.get(self._number)
+        if association is not None and not all(map(self._egress.allows, self._known.values())):
+            self._session.close(association)
 
     def closed(self) -> None:
         """The association is over."""
         self._port.stopListening()
-        self._egress.portClosed()
+        self._egress.portClosed(self)
 
 
 class DirectEgress:
     """
     Sends to targets from this machine.
 
-    @ivar ports: how many external ports are open.
-    @ivar mostPorts: how many there may be.
+    @ivar mostPorts: how many external ports there may be.
+    @ivar filtering: who may send to them.
     """
 
     _log = Logger()
@@ -143,13 +210,15 @@ class DirectEgress:
         names: Names,
         mostPorts: int,
         isOwn: Callable[[str], bool] = isOwn,
+        filtering: Filtering = Filtering(),  # noqa: B008
     ) -> None:
         """
         @param mostPorts: how many external ports there may be at once.
         @param isOwn: tells whether a host is this machine itself.
         """
         self.seconds = clock.seconds
-        self.ports = 0
+        self.filtering = filtering
+        self._ports: set[ExternalPort] = set()
         self._traffic = traffic
         self._rules = rules
         self._names = names
@@ -169,12 +238,17 @@ class DirectEgress:
         except ListenError as error:
             self._log.debug("no external port: {error}", error=error)
             return None
-        self.ports += 1
+        self._ports.add(opened)
         return opened
 
-    def portClosed(self) -> None:
+    @property
+    def ports(self) -> int:
+        """How many external ports are open."""
+        return len(self._ports)
+
+    def portClosed(self, port: ExternalPort) -> None:
         """An external port is closed."""
-        self.ports -= 1
+        self._ports.discard(port)
 
     def drop(self, reason: str, datagrams: int) -> None:
         """Count what goes nowhere."""
@@ -217,12 +291,17 @@ class DirectEgress:
         that also leads where nobody may go is not to be trusted.
         """
         until = self.seconds() + ROUTE_SECONDS
-        if not all(self._rules.allows(Address(host, port), self._leadsHome(host)) for host in hosts):
+        if not all(self.allows(Address(host, port)) for host in hosts):
             return Route(None, "target refused", until)
         host = hosts[0]
-        if ":" in host:
-            return Route((host, port), "", until) if self._host == "::" else Route(None, "no IPv6 here", until)
-        return Route((MAPPED + host if self._host == "::" else host, port), "", until)
+        if ":" in host and self._host != "::":
+            return Route(None, "no IPv6 here", until)
+        mapped = MAPPED + host if ":" not in host and self._host == "::" else host
+        return Route((mapped, port), "", until, Address(host, port))
+
+    def allows(self, target: Address) -> bool:
+        """Whether a numeric target may be reached."""
+        return self._rules.allows(target, self._leadsHome(target.host))
 
     def _leadsHome(self, host: str) -> bool:
         """Whether a host is this machine, perhaps by way of an IPv4 address inside an IPv6 one."""
@@ -238,6 +317,8 @@ class DirectEgress:
         """Judge by other rules from now on, known targets included."""
         self._rules = rules
         self._routes.clear()
+        for port in list(self._ports):
+            port.rulesChanged()
 
 
 def _hasBothFamilies() -> bool:

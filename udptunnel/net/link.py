@@ -269,6 +269,12 @@ class LinkProtocol(Protocol):
         """The link is of no use."""
         self._log.info("link with {peer} closed: {error}", peer=self.peer, error=error)
 
+    def abort(self) -> None:
+        """Close the connection now."""
+        stream: Any = self.transport
+        if stream is not None:
+            stream.abortConnection()
+
     @property
     def peer(self) -> str:
         """Whom the connection is with, for log lines."""

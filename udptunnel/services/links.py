@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.protocol import Factory, Protocol
 
 from udptunnel.config import LocalConfig, ServerConfig
-from udptunnel.core.link import LinkLimits
+from udptunnel.core.link import LOGIN_SECONDS, LinkLimits
 
 
 def linkLimits(config: LocalConfig | ServerConfig) -> LinkLimits:
@@ -18,6 +18,7 @@ def linkLimits(config: LocalConfig | ServerConfig) -> LinkLimits:
         queueAge=config.queueAge / 1000,
         delay=config.delay / 1000,
         heartbeat=config.heartbeat,
+        login=getattr(config, "loginTimeout", LOGIN_SECONDS),
     )
 
 

@@ -6,7 +6,7 @@ import ipaddress
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import serverFromString, wrapServerTLS
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 from twisted.python.failure import Failure
 
@@ -26,19 +26,22 @@ _LOOPBACK4 = ipaddress.ip_network("127.0.0.0/8")
 _LOOPBACK6 = ipaddress.ip_address("::1")
 
 
-def requireAuthentication(closed: bool, allowed: bool, what: str) -> None:
+ADVICE = (
+    "nothing asks them who they are: listen at 127.0.0.1 or [::1], set up authentication, or say --insecure-no-auth"
+)
+
+
+def requireAuthentication(closed: bool, allowed: bool, what: str, advice: str = ADVICE) -> None:
     """
     Let nobody open a door to strangers by mistake.
 
     @param closed: whether only this machine can come in.
     @param allowed: whether that is ensured otherwise, or was waived in so many words.
+    @param advice: what to do about it.
     @raise ListenError: neither is the case.
     """
     if not (closed or allowed):
-        raise ListenError(
-            f"{what} is open to other machines, and nothing asks them who they are: listen at 127.0.0.1 or [::1], "
-            "set up authentication, or say --insecure-no-auth"
-        )
+        raise ListenError(f"{what} is open to other machines, and {advice}")
 
 
 def isLocal(address: IAddress | None) -> bool:
@@ -57,23 +60,26 @@ class Listening:
     address: IAddress | None = None
     _port: IListeningPort | None = None
 
-    def __init__(self, reactor: Any, option: str, text: str, factory: IProtocolFactory) -> None:
+    def __init__(self, reactor: Any, option: str, text: str, factory: IProtocolFactory, tls: Any = None) -> None:
         """
         @param option: which option the text was given with.
+        @param tls: makes the TLS of each connection, if there is to be any.
         @raise ConfigError: it is no server endpoint.
         """
         self._what = f"--{option} {text}"
         self._factory = factory
         try:
-            self._endpoint = serverFromString(reactor, text)
+            endpoint = serverFromString(reactor, text)
+            self._endpoint = endpoint if tls is None else wrapServerTLS(tls, endpoint)
         except Exception as error:
             raise ConfigError(f"{self._what}: expected a server endpoint, such as tcp:3456: {error}") from error
 
-    def start(self, allowed: bool) -> None:
+    def start(self, allowed: bool, advice: str = ADVICE) -> None:
         """
         Open the port.
 
         @param allowed: whether others than this machine may come in.
+        @param advice: what to do if they may not.
         @raise ListenError: it is taken, or others may come in although they may not.
         """
         opened: Deferred[IListeningPort] = self._endpoint.listen(self._factory)
@@ -83,7 +89,7 @@ class Listening:
         for failure in failures:
             failure.raiseException()
         try:
-            requireAuthentication(isLocal(self.address), allowed, self._what)
+            requireAuthentication(isLocal(self.address), allowed, self._what, advice)
         except ListenError:
             self.stop()
             raise

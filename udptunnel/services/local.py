@@ -9,74 +9,87 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, clientFromString
-from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.endpoints import HostnameEndpoint, clientFromString, wrapClientTLS
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from udptunnel.config import LocalConfig
 from udptunnel.core.counters import Counters
 from udptunnel.core.link import Carrier, Link, LocalLink
+from udptunnel.core.login import NO_BINDING, Login
 from udptunnel.core.session import LocalSession
-from udptunnel.errors import ConfigError, LoginError
+from udptunnel.errors import ConfigError, LoginError, RefusedError
+from udptunnel.net import tls
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.entry import Entry, ForwardEntry, SocksRelay
 from udptunnel.net.link import LinkProtocol
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.socks5 import SocksServerProtocol
 from udptunnel.net.socks5client import SocksClientEndpoint
+from udptunnel.services.authority import readSecrets
 from udptunnel.services.links import linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening, isLoopback, requireAuthentication
 from udptunnel.services.reconnecting import ReconnectingService
+from udptunnel.services.servers import Server, Servers
+from udptunnel.services.status import StatusService
 from udptunnel.wire.address import Address
-from udptunnel.wire.greeting import SESSION_BYTES
+from udptunnel.wire.greeting import NONCE_BYTES
 from udptunnel.wire.socks5 import Credentials
 
+CONNECT_SECONDS = 5.0
+"""How long a connection may take: a TCP SYN is sent three times by then, so none is far from the end of an outage."""
 
-@implementer(IStreamClientEndpoint)
-class Rotation:
-    """Several ways to the server: after a failure the next one is tried."""
+QUIET_SECONDS = 10.0
+"""No datagram for so long: nobody minds if the links move."""
 
-    def __init__(self, ways: list[IStreamClientEndpoint]) -> None:
-        self._ways = ways
-        self._place = 0
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
-        """Connect by the current way."""
-        return self._ways[self._place % len(self._ways)].connect(protocolFactory)
-
-    def failed(self) -> None:
-        """The current way leads nowhere."""
-        self._place += 1
+LOOK_SECONDS = 30.0
+"""How often we look whether a better server is back."""
 
 
 class _LocalLinkProtocol(LinkProtocol):
-    """A link of ours, and an L{Attempt<udptunnel.services.reconnecting.Attempt>} to make it."""
+    """
+    A link of ours.
+
+    @ivar greeted: fires when the link is up; fails when it will not be.
+    @ivar gone: fires when the connection is gone.
+    """
 
     transport: Any
     _welcomed = False
 
-    def __init__(self, service: LocalService) -> None:
+    def __init__(self, service: LocalService, server: Server) -> None:
         super().__init__(self._make, service.clock)
         self._service = service
+        self._server = server
         self.greeted: Deferred[None] = Deferred()
         self.gone: Deferred[None] = Deferred()
 
     def _make(self, carrier: Carrier, now: float) -> Link:
         service = self._service
-        link = LocalLink(carrier, service.limits, service.counters, now, service.session, self._up)
+        login = service.loginFor(self._binding)
+        membership = self._server.membership
+        link = LocalLink(carrier, service.limits, service.counters, now, membership, self._up, login)
         service.linkMade(link)
         return link
 
+    def _binding(self) -> bytes:
+        if not self._service.sealed:
+            return NO_BINDING
+        tls.checkProtocol(self.transport)
+        return tls.exporterOf(self.transport)
+
     def _up(self) -> None:
-        self._log.info("link with {peer} is up", peer=self.peer)
+        self._log.info(
+            "link with {peer} is up, session {session}", peer=self.peer, session=self._service.session.shortName
+        )
         self._welcomed = True
         self.greeted.callback(None)
 
@@ -94,15 +107,17 @@ class _LocalLinkProtocol(LinkProtocol):
         super().connectionLost(reason)
         if self.link is not None:
             self._service.linkGone(self.link)
+        why = tls.whyLost(self.transport, reason)
         if self._welcomed:
-            self._log.info("link lost: {why}", why=reason.getErrorMessage())
-        self._giveUp(LoginError("the connection was closed before udp-server welcomed us"))
+            self._log.info("link lost: {why}", why=why)
+        self._giveUp(self._verdict(reason, why))
         self.gone.callback(None)
 
-    def abort(self) -> None:
-        """Close the connection now."""
-        if self.transport is not None:
-            self.transport.abortConnection()
+    def _verdict(self, reason: Failure, why: str) -> LoginError:
+        """Why we were not let in, and whether trying again soon would help."""
+        if self._service.sealed and not reason.check(ConnectionClosed):
+            return RefusedError(why)
+        return LoginError("the connection was closed before udp-server welcomed us")
 
 
 class LocalService(MultiService):
@@ -110,6 +125,7 @@ class LocalService(MultiService):
     The role udp-local.
 
     @ivar session: its one session.
+    @ivar servers: where it may be.
     @ivar counters: its figures.
     @ivar entries: the forwards.
     @ivar door: the SOCKS5 server, if there is one.
@@ -127,7 +143,8 @@ class LocalService(MultiService):
         self.clock: Callable[[], float] = reactor.seconds
         self.counters = Counters()
         self.limits = linkLimits(config)
-        self.session = LocalSession(os.urandom(SESSION_BYTES), config.maxAssociations, self.counters)
+        self.session = LocalSession(config.maxAssociations, self.counters, os.urandom)
+        self.session.idle = config.schedule == "idle"
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self.entries = [
             ForwardEntry(self.traffic, self.session, self.clock, rule.listen, rule.target) for rule in config.forward
@@ -138,8 +155,27 @@ class LocalService(MultiService):
         self._reconnecting: list[ReconnectingService] = []
         self._ticking = LoopingCall(self._tick)
         self._ticking.clock = reactor
-        self.authenticate = self._readPasswords()
-        self._addLinks()
+        self.reconnects = self._lost = 0
+        self._turn = DeferredLock()
+        self._spare: _LocalLinkProtocol | None = None
+        self._looking: Deferred[None] | None = None
+        self._lookedAt = self._quietSince = self.clock()
+        self._moved = 0
+        self.authenticate = _readPasswords(config)
+        self._login = _readLogin(config)
+        self._identity, self._trust = _readTls(config)
+        self.servers: Servers[_LocalLinkProtocol] = Servers(
+            reactor,
+            [
+                Server(text, place, self._wayTo(text), self.session.newMembership())
+                for place, text in enumerate(config.server)
+            ],
+            self._logIn,
+        )
+        for _ in range(config.links):
+            each = ReconnectingService(reactor, self._connect, self._failed)
+            each.setServiceParent(self)
+            self._reconnecting.append(each)
         self.door = (
             None
             if config.socks == "none"
@@ -150,34 +186,33 @@ class LocalService(MultiService):
                 quietFactory(lambda: SocksServerProtocol(reactor, self)),
             )
         )
+        if config.status is not None:
+            status = StatusService(
+                "udp-local", config.status, self.report, self.illness, reactor, config.insecureNoAuth
+            )
+            status.setServiceParent(self)
 
     # -- parts
 
-    def _readPasswords(self) -> Callable[[bytes, bytes], bool] | None:
-        name = self.config.passwordFile
-        if name is None:
-            return None
-        try:
-            with open(name, encoding="utf-8") as file:
-                return Credentials.parse(file.read()).check
-        except Exception as error:
-            raise ConfigError(f"--password-file {name}: {error}") from error
-
-    def _addLinks(self) -> None:
-        ways = Rotation([self._wayTo(text) for text in self.config.server])
-        factory = quietFactory(lambda: _LocalLinkProtocol(self))
-
-        def failed() -> None:
-            # All links lead to one server: a session can not be divided.
-            if not self.session.links:
-                ways.failed()
-
-        for _ in range(self.config.links):
-            each = ReconnectingService(self._reactor, partial(ways.connect, factory), failed)
-            each.setServiceParent(self)
-            self._reconnecting.append(each)
+    @property
+    def sealed(self) -> bool:
+        """Whether links are TLS of our own."""
+        return self._identity is not None or self._trust is not None
 
     def _wayTo(self, server: str) -> IStreamClientEndpoint:
+        """
+        The way to a server.
+
+        @raise ConfigError: the text is no endpoint.
+        """
+        way = self._plainWayTo(server)
+        if not self.sealed:
+            return way
+        name = self.config.tlsName or _hostIn(server)
+        sealed: IStreamClientEndpoint = wrapClientTLS(tls.ClientTls(name, self._identity, self._trust), way)
+        return sealed
+
+    def _plainWayTo(self, server: str) -> IStreamClientEndpoint:
         try:
             if self.config.via is None:
                 way: IStreamClientEndpoint = clientFromString(self._reactor, server)
@@ -209,6 +244,51 @@ class LocalService(MultiService):
 
     # -- links
 
+    def loginFor(self, binding: Callable[[], bytes]) -> Login | None:
+        """How to prove who we are on a new link; C{None} if we have no secret."""
+        return Login(*self._login, os.urandom(NONCE_BYTES), binding) if self._login is not None else None
+
+    def _connect(self) -> Deferred[Any]:
+        """
+        One more link that is up. They are made one after the other, for each
+        needs the ticket that the one before has brought.
+        """
+        return self._turn.run(lambda: Deferred.fromCoroutine(self._nextLink()))
+
+    async def _nextLink(self) -> _LocalLinkProtocol:
+        """To the nearest server, or to that of the other links."""
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.link is not None and spare.link.up:
+            return spare
+        if self.session.links or len(self.servers.all) == 1:
+            return await self.servers.login(self.servers.current)
+        return await self.servers.nearest()
+
+    async def _logIn(self, server: Server) -> _LocalLinkProtocol:
+        """Connect to a server, and wait until it has welcomed us."""
+        factory = quietFactory(lambda: _LocalLinkProtocol(self, server))
+        connecting: Deferred[Any] = server.endpoint.connect(factory)
+        connecting.addTimeout(CONNECT_SECONDS, self._reactor)
+        connection = await connecting
+        # What wraps a protocol, such as TLS, has it inside.
+        protocol: _LocalLinkProtocol = getattr(connection, "wrappedProtocol", connection)
+        try:
+            await protocol.greeted
+        except BaseException:
+            protocol.abort()
+            raise
+        self._welcomed()
+        return protocol
+
+    def _welcomed(self) -> None:
+        if self.session.lost > self._lost:
+            self._log.warn("mappings lost: udp-server did not know our session any more, external ports are new ones")
+        self._lost = self.session.lost
+
+    def _failed(self) -> None:
+        """An attempt has failed."""
+        self.reconnects += 1
+
     def linkMade(self, link: Link) -> None:
         """A connection is there; from now on it has its time."""
         self._links.add(link)
@@ -226,6 +306,32 @@ class LocalService(MultiService):
         for link in list(self._links):
             if not link.up:
                 link.tick(now)
+        if len(self.servers.all) > 1:
+            self._considerMoving(now)
+
+    # -- moving to a better server
+
+    def _considerMoving(self, now: float) -> None:
+        moved = self.counters.sent + self.counters.received
+        if moved != self._moved or not self.session.links:
+            self._moved, self._quietSince = moved, now
+        quiet, rested = now - self._quietSince >= QUIET_SECONDS, now - self._lookedAt >= LOOK_SECONDS
+        if quiet and rested and self._looking is None and self.servers.better():
+            self._lookedAt = now
+            self._looking = self._turn.run(lambda: Deferred.fromCoroutine(self._move(self.servers.better())))
+            self._looking.addBoth(self._looked)
+
+    async def _move(self, better: list[Server]) -> None:
+        """Log in at a better server, and leave the present one if that succeeds."""
+        for server in better[:1]:
+            self.session.moving = server.membership
+            self._spare = await self.servers.login(server)
+            self._log.info("moved to {server}", server=server.text)
+
+    def _looked(self, result: object) -> None:
+        self.session.moving = self._looking = None
+        if isinstance(result, Failure):
+            self._log.debug("no better server: {error}", error=result.getErrorMessage())
 
     # -- the service
 
@@ -252,10 +358,37 @@ class LocalService(MultiService):
         )
         super().startService()
 
+    def reload(self, config: LocalConfig) -> None:
+        """
+        Read the files again: passwords, our secret, certificates. Links that are up stay.
+
+        @raise ConfigError: one can not be used; all stays as it was.
+        """
+        authenticate, login, sealing = _readPasswords(config), _readLogin(config), _readTls(config)
+        before = self.config, self._identity, self._trust
+        self.config = replace(
+            self.config,
+            passwordFile=config.passwordFile,
+            secret=config.secret,
+            tls=config.tls,
+            tlsTrust=config.tlsTrust,
+        )
+        self._identity, self._trust = sealing
+        try:
+            ways = [self._wayTo(server.text) for server in self.servers.all]
+        except ConfigError:
+            self.config, self._identity, self._trust = before
+            raise
+        self.authenticate, self._login = authenticate, login
+        for server, way in zip(self.servers.all, ways, strict=True):
+            server.endpoint = way
+
     async def stopService(self) -> None:
         """Close everything."""
         if self._ticking.running:
             self._ticking.stop()
+        if self._looking is not None:
+            self._looking.cancel()
         for entry in self.entries:
             entry.stopListening()
         if self.door is not None:
@@ -267,14 +400,64 @@ class LocalService(MultiService):
                 link.goAway("udp-local stops", self.clock())
         await super().stopService()
 
+    def illness(self) -> str:
+        """Why no datagram gets through; empty if everything is well."""
+        return "" if self.session.links else "no link is up"
+
     def report(self) -> dict[str, Any]:
         """The state as plain values."""
         return {
-            "links": [link.report() for link in self.session.links],
+            "role": "udp-local",
+            "up": bool(self.session.links),
+            "server": self.servers.current.text,
+            "session": self.session.shortName,
+            "links": [link.report(self.clock()) for link in self.session.links],
             "associations": len(self.session.associations),
+            "reconnects": self.reconnects,
+            "resumed": self.session.resumed,
+            "mappingsLost": self.session.lost,
             "offload": str(self.traffic.offload),
             **self.counters.report(),
         }
+
+
+def _readPasswords(config: LocalConfig) -> Callable[[bytes, bytes], bool] | None:
+    name = config.passwordFile
+    if name is None:
+        return None
+    try:
+        with open(name, encoding="utf-8") as file:
+            return Credentials.parse(file.read()).check
+    except Exception as error:
+        raise ConfigError(f"--password-file {name}: {error}") from error
+
+
+def _readLogin(config: LocalConfig) -> tuple[str, bytes] | None:
+    if config.secret is None:
+        return None
+    try:
+        return readSecrets("secret", config.secret).only()
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith("--") else f"--secret {config.secret}: {text}") from error
+
+
+def _readTls(config: LocalConfig) -> tuple[tls.Identity | None, tls.Trust | None]:
+    identity = tls.readIdentity(config.tls) if config.tls is not None else None
+    trust = tls.readTrust(config.tlsTrust) if config.tlsTrust is not None else None
+    return identity, trust
+
+
+def _hostIn(server: str) -> str:
+    """
+    The host in an endpoint string, which the server's certificate must name.
+
+    @raise ConfigError: there is none.
+    """
+    try:
+        return _tcpTarget(server).host
+    except ValueError:
+        raise ConfigError(f"--server {server}: say with --tls-name which name its certificate has") from None
 
 
 def _tcpTarget(server: str) -> Address:

@@ -19,28 +19,32 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from udptunnel.errors import RefusedError
+
 FIRST_SECONDS, LAST_SECONDS, GROWTH = 0.2, 15.0, 1.5
 """The back-off: from the first attempt's wait to the longest one."""
 
 HURRY_SECONDS = 1.0
 """The longest wait while datagrams are waiting too: a server that is back is to be found within two seconds."""
 
+REFUSED_LAST_SECONDS, REFUSED_GROWTH = 60.0, 2.0
+"""The same for whom the server does not let in: only people can change that."""
 
-def backOff(attempt: int, jitter: Callable[[], float] = random.random) -> float:
+
+def backOff(attempt: int, refused: bool = False, jitter: Callable[[], float] = random.random) -> float:
     """
     How long to wait before an attempt, in seconds, so that not all the world comes back at once.
 
     @param attempt: how many have failed in a row, 0 for none.
+    @param refused: whether the last one found a server that did not let us in.
     """
-    seconds = min(LAST_SECONDS, FIRST_SECONDS * GROWTH ** min(attempt, 40))
+    last, growth = (REFUSED_LAST_SECONDS, REFUSED_GROWTH) if refused else (LAST_SECONDS, GROWTH)
+    seconds = min(last, FIRST_SECONDS * growth ** min(attempt, 40))
     return float(seconds * (0.75 + 0.25 * jitter()))
 
 
-class Attempt(Protocol):
-    """A connection that is meant to become a link."""
-
-    greeted: Deferred[None]
-    """Fires when the link is up; fails when it will not be."""
+class Connection(Protocol):
+    """A connection with a link that is up."""
 
     gone: Deferred[None]
     """Fires when the connection is gone."""
@@ -55,10 +59,10 @@ class ReconnectingService(Service):
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, connect: Callable[[], Deferred[Attempt]], failed: Callable[[], None]
+        self, clock: IReactorTime, connect: Callable[[], Deferred[Connection]], failed: Callable[[], None]
     ) -> None:
         """
-        @param connect: opens a connection.
+        @param connect: opens a connection, and fires when its link is up.
         @param failed: told of each failed attempt before the next.
         """
         self._clock = clock
@@ -67,6 +71,7 @@ class ReconnectingService(Service):
         self._keeping: Deferred[None] | None = None
         self._pausing: Deferred[None] | None = None
         self._pausedAt = 0.0
+        self._refused = False
 
     def startService(self) -> None:
         """Begin with the first attempt."""
@@ -90,7 +95,7 @@ class ReconnectingService(Service):
                 self._failed()
                 failures += 1
             if self.running:
-                await self._pause(backOff(max(0, failures - 1)))
+                await self._pause(backOff(max(0, failures - 1), self._refused))
 
     async def _attempt(self) -> bool:
         """
@@ -98,25 +103,23 @@ class ReconnectingService(Service):
 
         @return: whether the link was up.
         """
-        attempt: Attempt | None = None
+        self._refused = False
         try:
             attempt = await self._connect()
-            await attempt.greeted
         except CancelledError:
             self.running = False
         except Exception as error:
+            self._refused = isinstance(error, RefusedError)
             self._log.info("no link: {error}", error=str(error) or type(error).__name__)
         else:
             return await self._use(attempt)
-        if attempt is not None:
-            attempt.abort()
         return False
 
-    async def _use(self, attempt: Attempt) -> bool:
+    async def _use(self, connection: Connection) -> bool:
         try:
-            await attempt.gone
+            await connection.gone
         except CancelledError:
-            attempt.abort()
+            connection.abort()
         return True
 
     async def _pause(self, seconds: float) -> None:
@@ -131,6 +134,6 @@ class ReconnectingService(Service):
             self._pausing = None
 
     def hurry(self) -> None:
-        """Datagrams are waiting: do not wait longer than L{HURRY_SECONDS} for the next attempt."""
-        if self._pausing is not None and self._clock.seconds() - self._pausedAt >= HURRY_SECONDS:
+        """Datagrams are waiting: so do we, but not longer than L{HURRY_SECONDS}, unless the server refuses us."""
+        if self._pausing is not None and not self._refused and self._clock.seconds() - self._pausedAt >= HURRY_SECONDS:
             self._pausing.cancel()

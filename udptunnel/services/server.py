@@ -1,9 +1,17 @@
 """
 udp-server: accepts links, unwraps what comes over them, and sends it to the targets.
+
+L{ServerService} wires the parts together: L{Authority} tells who is at the
+door, a session is found or made for each login, and what flows through it
+leaves by the egress.
 """
 
 from __future__ import annotations
 
+import os
+import random
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -14,55 +22,113 @@ from twisted.python.failure import Failure
 
 from udptunnel.config import ServerConfig
 from udptunnel.core.acl import AccessRules
+from udptunnel.core.associations import Outlet
 from udptunnel.core.counters import Counters
+from udptunnel.core.halfopen import HalfOpen
 from udptunnel.core.link import Carrier, Link, ServerLink
+from udptunnel.core.login import Challenge
+from udptunnel.core.penalties import Penalties
 from udptunnel.core.session import ServerSession
-from udptunnel.errors import AccessRuleError, ConfigError, LoginError
+from udptunnel.errors import AccessRuleError, ConfigError, LoginError, RefusedError
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.descriptors import descriptorLimit
-from udptunnel.net.egress import DirectEgress
+from udptunnel.net.egress import DirectEgress, Filtering
 from udptunnel.net.link import LinkProtocol
+from udptunnel.net.memory import residentBytes
 from udptunnel.net.names import Names, Resolver, SystemResolver
 from udptunnel.net.offload import parseNames, probe
+from udptunnel.net.tls import whyLost
+from udptunnel.services.authority import Authority, Visitor
 from udptunnel.services.links import linkLimits, quietFactory, tickSeconds
-from udptunnel.services.listening import Listening
-from udptunnel.wire.greeting import Greeting
+from udptunnel.services.listening import Listening, isLoopback
+from udptunnel.services.status import StatusService
+from udptunnel.wire.greeting import SESSION_BYTES, Greeting
 
 RESERVE = 256
 """Descriptors that external ports leave for links, logs and the like."""
 
-FAREWELL_SECONDS = 0.5
+FAREWELL_SECONDS = 5.0
 """How long clients have to close their links after a GOAWAY."""
+
+LOOK_SECONDS = 0.02
+"""How often we look meanwhile whether they have."""
+
+MOST_REPORTED = 1000
+"""Sessions that are told one by one in a report."""
 
 
 class _ServerLinkProtocol(LinkProtocol):
-    """A link that somebody else has opened."""
+    """
+    A link that somebody else has opened, and where it is received.
+
+    @ivar visitor: who is there, once known.
+    @ivar secret: what was proven.
+    """
+
+    transport: Any
 
     def __init__(self, service: ServerService) -> None:
         super().__init__(self._make, service.clock)
         self._service = service
+        self.visitor = Visitor()
+        self.secret = b""
+
+    @property
+    def source(self) -> str:
+        """The host at the other end; empty for a Unix socket."""
+        return str(getattr(self.transport.getPeer(), "host", ""))
+
+    def connectionMade(self) -> None:
+        """Let it in before the door, if it did not fail there lately."""
+        super().connectionMade()
+        self._service.entered(self)
 
     def _make(self, carrier: Carrier, now: float) -> Link:
         service = self._service
-        link = ServerLink(carrier, service.limits, service.counters, now, service.admit)
-        service.links.add(link)
-        return link
+        return ServerLink(carrier, service.limits, service.counters, now, self)
+
+    # -- Reception
+
+    def challenge(self, user: str, hello: bytes) -> Challenge | None:
+        """What a user must prove."""
+        authority = self._service.authority
+        self.visitor = authority.greet(self.transport)
+        challenge = authority.challenge(self.transport, user, hello)
+        if challenge is not None:
+            self.visitor, self.secret = Visitor(user), challenge.secret
+        return challenge
+
+    def admit(self, greeting: Greeting, link: ServerLink) -> ServerSession:
+        """The session for a HELLO."""
+        return self._service.admit(greeting, self)
+
+    # -- its end
+
+    def failed(self, error: Exception) -> None:
+        """It did not get in, or spoke nonsense."""
+        super().failed(error)
+        self._service.refused(self, error)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """The end of the link."""
         super().connectionLost(reason)
-        if self.link is not None:
-            self._service.links.discard(self.link)
+        if self.link is not None and self.link.session is None and not self._failed:
+            self._log.debug("link with {peer} ended: {why}", peer=self.peer, why=whyLost(self.transport, reason))
+        self._service.left(self)
 
 
 class ServerService(MultiService):
     """
     The role udp-server.
 
-    @ivar sessions: by name.
-    @ivar links: all connections, greeted or not.
+    @ivar sessions: by name, parked ones included.
+    @ivar connections: all of them, logged in or not.
     @ivar listeners: where they come in.
+    @ivar authority: who may.
     @ivar counters: its figures.
+    @ivar logins: how many were accepted and refused.
+    @ivar resumed: how many sessions went on after all their links were lost.
+    @ivar draining: whether nothing new is let in, because the end is near.
     """
 
     _log = Logger()
@@ -70,7 +136,7 @@ class ServerService(MultiService):
     def __init__(self, config: ServerConfig, reactor: Any, resolver: Resolver | None = None) -> None:
         """
         @param resolver: what names are resolved with, if not the system's way.
-        @raise ConfigError: an endpoint or an access rule can not be understood.
+        @raise ConfigError: an endpoint, an access rule or a file can not be understood.
         """
         super().__init__()
         self.setName("udp-server")
@@ -79,56 +145,151 @@ class ServerService(MultiService):
         self.counters = Counters()
         self.limits = linkLimits(config)
         self.sessions: dict[bytes, ServerSession] = {}
-        self.links: set[Link] = set()
+        self.connections: set[_ServerLinkProtocol] = set()
+        self.logins: Counter[str] = Counter()
+        self.resumed = 0
+        self.draining = self._crammed = False
+        self._halfOpen: HalfOpen[_ServerLinkProtocol] = HalfOpen(config.maxHalfOpen, random.random)
+        self._penalties = Penalties()
+        self._owners: dict[bytes, tuple[Visitor, bytes]] = {}
+        self._byUser: dict[str, set[ServerSession]] = {}
+        self.authority = Authority(config)
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self._resolver = resolver or SystemResolver(reactor)
         names = Names(reactor, self._resolver, config.lookups, config.lookupTimeout)
         most = config.maxPorts or max(16, descriptorLimit() - RESERVE)
-        self.egress = DirectEgress(self.traffic, reactor, _rules(config), names, most)
+        filtering = Filtering(config.filtering, config.strangerRate)
+        self.egress = DirectEgress(self.traffic, reactor, _rules(config), names, most, filtering=filtering)
         factory = quietFactory(lambda: _ServerLinkProtocol(self))
-        self.listeners = [Listening(reactor, "listen", text, factory) for text in config.listen]
+        self.listeners = [Listening(reactor, "listen", text, factory, self.authority.tls) for text in config.listen]
         self._reactor = reactor
         self._ticking = LoopingCall(self._tick)
         self._ticking.clock = reactor
+        if config.status is not None:
+            self._addStatus(config.status)
+
+    def _addStatus(self, endpoint: str) -> None:
+        allowed = self.config.insecureNoAuth
+        status = StatusService("udp-server", endpoint, self.report, self.illness, self._reactor, allowed)
+        status.setServiceParent(self)
+
+    # -- the door
+
+    def entered(self, connection: _ServerLinkProtocol) -> None:
+        """A connection was accepted; it has yet to log in."""
+        self.connections.add(connection)
+        source = connection.source
+        if self._penalties.barred(source, self.clock()):
+            connection.abort()
+            return
+        surplus = self._halfOpen.enter(connection, source)
+        if surplus is not None:
+            self.logins["dropped early"] += 1
+            surplus.abort()
+
+    def refused(self, connection: _ServerLinkProtocol, error: Exception) -> None:
+        """A connection did not get in, or broke the rules later."""
+        if connection in self._halfOpen:
+            self.logins["refused"] += 1
+        if isinstance(error, RefusedError):
+            self._penalize(connection)
+
+    def _penalize(self, connection: _ServerLinkProtocol) -> None:
+        """Behind a proxy everybody comes from loopback, so nobody is kept out there for what another does."""
+        if connection.source and not isLoopback(connection.source):
+            self._penalties.failed(connection.source, self.clock())
+
+    def left(self, connection: _ServerLinkProtocol) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        self._halfOpen.leave(connection)
 
     # -- sessions
 
-    def admit(self, greeting: Greeting) -> ServerSession:
+    def admit(self, greeting: Greeting, connection: _ServerLinkProtocol) -> ServerSession:
         """
-        The session for a HELLO.
+        The session for a HELLO: the one that its ticket is good for, or a new one.
 
-        @raise LoginError: there are too many.
+        @raise LoginError: there is no room.
         """
+        session = self._resume(greeting, connection) or self._begin(greeting, connection)
+        self._owners[session.name] = connection.visitor, connection.secret
+        self._halfOpen.leave(connection)
+        self.logins["accepted"] += 1
+        return session
+
+    def _resume(self, greeting: Greeting, connection: _ServerLinkProtocol) -> ServerSession | None:
         session = self.sessions.get(greeting.session)
         if session is None:
-            return self._begin(greeting)
+            return None
+        parked = session.parkedAt is not None
+        if not session.resume(greeting, connection.visitor.user, self.clock()):
+            self._penalize(connection)
+            return None
         if len(session.links) >= self.config.maxLinks:
             raise LoginError(f"a session has at most {self.config.maxLinks} links")
+        self.resumed += parked
         return session
 
-    def _begin(self, greeting: Greeting) -> ServerSession:
-        if len(self.sessions) >= self.config.maxSessions:
-            raise LoginError("too many sessions")
-        session = self.sessions[greeting.session] = ServerSession(
-            greeting.session, self.config.maxAssociations, self.counters, self.egress.openOutlet, self._emptied
+    def _begin(self, greeting: Greeting, connection: _ServerLinkProtocol) -> ServerSession:
+        user = connection.visitor.user
+        self._requireRoom(user)
+        # Whoever names a session that is not his gets one of his own.
+        name = os.urandom(SESSION_BYTES) if greeting.session in self.sessions else greeting.session
+        session = self.sessions[name] = ServerSession(
+            name,
+            self.config.maxAssociations,
+            self.counters,
+            self._openOutlet,
+            self._emptied,
+            os.urandom,
+            user,
+            self.config.resumeGrace,
         )
-        self._log.info("session {name} begins", name=session.name.hex()[:8])
+        self._byUser.setdefault(user, set()).add(session)
+        self._log.info("session {session} begins, user {user!r}", session=session.shortName, user=user)
         return session
+
+    def _requireRoom(self, user: str) -> None:
+        if self.draining:
+            raise LoginError("udp-server stops")
+        if len(self.sessions) >= self.config.maxSessions or self._crammed:
+            raise LoginError("too many sessions")
+        if user and len(self._byUser.get(user, ())) >= self.config.maxUserSessions:
+            raise LoginError(f"too many sessions of {user}")
+
+    def _openOutlet(self, session: ServerSession, number: int) -> Outlet | None:
+        """An external port, if the user may have one more."""
+        if self._crammed or (session.user and self._associationsOf(session.user) >= self.config.maxUserAssociations):
+            return None
+        return self.egress.openOutlet(session, number)
+
+    def _associationsOf(self, user: str) -> int:
+        return sum(len(each.associations) for each in self._byUser.get(user, ()))
 
     def _emptied(self, session: ServerSession) -> None:
-        """The last link of a session is gone."""
+        """A session is over."""
         if self.sessions.pop(session.name, None) is not None:
-            self._log.info("session {name} ends", name=session.name.hex()[:8])
+            self._owners.pop(session.name, None)
+            self._forgetOf(session.user, session)
+            self._log.info("session {session} ends", session=session.shortName)
             session.end()
+
+    def _forgetOf(self, user: str, session: ServerSession) -> None:
+        sessions = self._byUser[user]
+        sessions.discard(session)
+        if not sessions:
+            del self._byUser[user]
 
     def _tick(self) -> None:
         now = self.clock()
+        self._crammed = self.config.maxMemory > 0 and residentBytes() > self.config.maxMemory << 20
         self.egress.tick(now)
         for session in list(self.sessions.values()):
             session.tick(now)
-        for link in list(self.links):
-            if not link.up:
-                link.tick(now)
+        for connection in list(self.connections):
+            if connection.link is not None and not connection.link.up:
+                connection.link.tick(now)
 
     # -- the service
 
@@ -139,7 +300,7 @@ class ServerService(MultiService):
         @raise ListenError: one is taken, or may not be opened without authentication.
         """
         for listener in self.listeners:
-            listener.start(self.config.insecureNoAuth)
+            listener.start(self.authority.mayListenAnywhere, self.authority.advice)
         self._ticking.start(tickSeconds(self.config), now=False)
         self._log.info(
             "udp-server: links at {listen}, at most {ports} external ports, offload {offload}",
@@ -149,18 +310,34 @@ class ServerService(MultiService):
         )
         super().startService()
 
+    def reload(self, config: ServerConfig) -> None:
+        """
+        Judge targets and users by other rules from now on, sessions that are there included.
+
+        @raise ConfigError: something can not be understood; all stays as it was.
+        """
+        rules = _rules(config)
+        self.authority.reload(config)
+        self.egress.rulesChanged(rules)
+        for connection in list(self.connections):
+            if connection.link is not None and connection.link.up and not self._mayStay(connection):
+                connection.link.goAway("not welcome any more", self.clock())
+        for session in list(self.sessions.values()):
+            if session.parkedAt is not None and not self.authority.welcomes(*self._owners[session.name]):
+                self._emptied(session)
+
+    def _mayStay(self, connection: _ServerLinkProtocol) -> bool:
+        return self.authority.welcomes(connection.visitor, connection.secret)
+
     async def stopService(self) -> None:
         """Say farewell to everybody, then close everything."""
+        self.draining = True
         if self._ticking.running:
             self._ticking.stop()
         await gatherResults([listener.stop() for listener in self.listeners])
-        for link in list(self.links):
-            if link.up:
-                link.goAway("udp-server stops", self.clock())
-        if self.links:
-            await deferLater(self._reactor, FAREWELL_SECONDS)
-        for link in list(self.links):
-            link.carrier.abort()
+        await self._sayFarewell()
+        for connection in list(self.connections):
+            connection.abort()
         for session in list(self.sessions.values()):
             session.end()
         self.sessions.clear()
@@ -168,15 +345,49 @@ class ServerService(MultiService):
             self._resolver.stop()
         await super().stopService()
 
+    async def _sayFarewell(self) -> None:
+        """Close the links, and wait until the other ends have heard of it."""
+        for connection in list(self.connections):
+            if connection.link is not None and connection.link.up:
+                connection.link.goAway("udp-server stops", self.clock())
+            else:
+                connection.abort()
+        until = self.clock() + FAREWELL_SECONDS
+        while self.connections and self.clock() < until:
+            await deferLater(self._reactor, LOOK_SECONDS)
+
+    def illness(self) -> str:
+        """Why nobody can use this server; empty if everything is well."""
+        return "udp-server stops" if self.draining else ""
+
     def report(self) -> dict[str, Any]:
         """The state as plain values."""
+        sessions = list(self.sessions.values())
+        peers = {connection.link: connection.peer for connection in self.connections}
         return {
-            "sessions": len(self.sessions),
-            "links": len(self.links),
-            "associations": sum(len(session.associations) for session in self.sessions.values()),
+            "role": "udp-server",
+            "up": not self.draining,
+            "draining": self.draining,
+            "sessions": [self._reportOf(session, peers) for session in sessions[:MOST_REPORTED]],
+            "sessionCount": len(sessions),
+            "parkedCount": sum(session.parkedAt is not None for session in sessions),
+            "links": sum(len(session.links) for session in sessions),
+            "halfOpen": len(self._halfOpen),
+            "associations": sum(len(session.associations) for session in sessions),
             "externalPorts": self.egress.ports,
+            "logins": dict(self.logins),
+            "resumed": self.resumed,
             "offload": str(self.traffic.offload),
             **self.counters.report(),
+        }
+
+    def _reportOf(self, session: ServerSession, peers: Mapping[Link | None, str]) -> dict[str, Any]:
+        return {
+            "name": session.shortName,
+            "user": session.user,
+            "links": [{"peer": peers.get(link, ""), **link.report(self.clock())} for link in session.links],
+            "associations": len(session.associations),
+            "parked": session.parkedAt is not None,
         }
 
 

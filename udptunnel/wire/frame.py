@@ -42,6 +42,8 @@ CLOSE = 0x02 << 24
 PING = 0x03 << 24
 PONG = 0x04 << 24
 GOAWAY = 0x05 << 24
+CHALLENGE = 0x06 << 24
+PROOF = 0x07 << 24
 HELLO = int.from_bytes(b"udpt", "big")
 WELCOME = int.from_bytes(b"UDPT", "big")
 

@@ -1,0 +1,47 @@
+"""
+Tickets: how udp-local shows that a session is its own when it comes back.
+
+Each WELCOME brings a new one, 256 random bits, for the next link. A ticket is
+good once; but until the other end has shown that the new one has arrived, the
+old one still is: the connection may break just before. What is kept here is
+a hash, so that what is read from our memory opens no door.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from hashlib import sha256
+
+from udptunnel.wire.greeting import TICKET_BYTES
+
+Random = Callable[[int], bytes]
+"""Makes so many random bytes, as C{os.urandom} does."""
+
+_NONE = b""
+
+
+class Tickets:
+    """The tickets of one session, at the server: the one that was shown last, and the one that was given for it."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._shown = self._given = _NONE
+
+    def issue(self) -> bytes:
+        """A new ticket. The one that was given before is forgotten unless it was shown."""
+        ticket = self._random(TICKET_BYTES)
+        self._given = sha256(ticket).digest()
+        return ticket
+
+    def accept(self, ticket: bytes) -> bool:
+        """Whether a ticket is good; if so it is the one that was shown last."""
+        digest = sha256(ticket).digest()
+        good = [hmac.compare_digest(digest, each) for each in (self._shown, self._given)]
+        if any(good):
+            self._shown = digest
+        return any(good)
+
+    def confirm(self) -> None:
+        """The ticket that was given last has arrived: none but it is good."""
+        self._shown = _NONE
