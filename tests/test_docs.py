@@ -20,14 +20,25 @@ from udptunnel.config import ROLES, ServerConfig, optionName
 from udptunnel.console import checkFile
 from udptunnel.core.acl import DENIED_NETWORKS, AccessRules
 from udptunnel.core.counters import Counters
+from udptunnel.core.login import NO_BINDING, Challenge, Login
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.offload import probe
 from udptunnel.net.socks5client import addressOf
+from udptunnel.services.authority import readSecrets
 from udptunnel.services.demo import HEAD, EchoTarget
 from udptunnel.services.server import ServerService
 from udptunnel.wire import burst, frame
 from udptunnel.wire.address import Address, packAddress, unpackAddress
-from udptunnel.wire.greeting import Greeting, packHello, packWelcome, unpackGreeting
+from udptunnel.wire.greeting import (
+    Greeting,
+    packChallenge,
+    packHello,
+    packProof,
+    packWelcome,
+    unpackChallenge,
+    unpackGreeting,
+    unpackProof,
+)
 
 PACKAGE = Path(udptunnel.__file__).parent
 ROOT = PACKAGE.parent
@@ -91,7 +102,12 @@ def headings(page: Path) -> set[str]:
 
 SESSION = bytes(range(16))
 HELLO = Greeting(SESSION, 16384, 16384)
-WELCOME = Greeting(SESSION, 1024, 4096, lowest=0)
+TICKET, NONCE, ASKED, SECRET = (bytes(range(begin, begin + 32)) for begin in (32, 64, 96, 128))
+WELCOME = Greeting(SESSION, 1024, 4096, lowest=0, ticket=TICKET)
+AGAIN = HELLO._replace(ticket=TICKET, alone=True, idle=True)
+ALICE = HELLO._replace(user="alice", nonce=NONCE)
+CHALLENGE = Challenge(SECRET, NO_BINDING, ASKED, packHello(ALICE)[frame.HEADER_BYTES :], True)
+PROOF = Login("alice", SECRET, NONCE, lambda: NO_BINDING).answer(CHALLENGE.hello, ASKED, CHALLENGE.proof)
 
 
 @dataclasses.dataclass
@@ -117,7 +133,14 @@ def _data(target: int, size: int, *datagrams: bytes) -> Golden:
 
 GOLDEN = {
     "hello": Golden(packHello(HELLO), frame.HELLO, 1, 1, HELLO),
+    "hello-again": Golden(packHello(AGAIN), frame.HELLO, 1, 1, AGAIN),
+    "hello-alice": Golden(packHello(ALICE), frame.HELLO, 1, 1, ALICE),
     "welcome": Golden(packWelcome(WELCOME), frame.WELCOME, 1, 0, WELCOME),
+    "welcome-back": Golden(
+        packWelcome(WELCOME._replace(resumed=True)), frame.WELCOME, 1, 0, WELCOME._replace(resumed=True)
+    ),
+    "challenge": Golden(packChallenge(ASKED, CHALLENGE.proof), frame.CHALLENGE, 0, 0, (ASKED, CHALLENGE.proof)),
+    "proof": Golden(packProof(PROOF), frame.PROOF, 0, 0, PROOF),
     "target-ipv4": _target(0, "192.0.2.1:53"),
     "target-ipv6": _target(1, "[2001:db8::1]:443"),
     "target-name": _target(2, "example.org:53"),
@@ -135,6 +158,8 @@ GOLDEN = {
 MEANINGS = {
     "hello": lambda target, size, body: unpackGreeting(target, size, body),
     "welcome": lambda target, size, body: unpackGreeting(target, size, body),
+    "challenge": lambda target, size, body: unpackChallenge(body),
+    "proof": lambda target, size, body: unpackProof(body),
     "target": lambda target, size, body: unpackAddress(body)[0],
     "data": lambda target, size, body: [bytes(each) for each in burst.split(size, body)],
     "ping": lambda target, size, body: frame.unpackPing(body),
@@ -235,6 +260,42 @@ class ProtocolClientTests(TestCase):
                 self.assertEqual(sorted(client.answers(len(datagrams))), sorted(expected))
             client.send(0x80 << 24, body=b"skipped")
             self.assertEqual(client.ping(), client.bytesSent)
+
+        return deferToThread(talk)
+
+    def test_resumed(self) -> Deferred[None]:
+        """Who comes back with a ticket finds the external port; with a wrong one there is a new session."""
+
+        def talk() -> None:
+            first = ProtocolClient("127.0.0.1", self.port)
+            self.assertFalse(first.resumed)
+            first.ask_once(self.echo.port.address)
+            first.link.close()
+            again = ProtocolClient("127.0.0.1", self.port, session=first.session, ticket=first.ticket)
+            self.addCleanup(again.link.close)
+            self.assertEqual((again.resumed, again.session), (True, first.session))
+            self.assertNotEqual(again.ticket, first.ticket)
+            again.ask_once(self.echo.port.address)
+            with self.assertRaisesRegex(ConnectionError, "too many sessions"):
+                ProtocolClient("127.0.0.1", self.port, session=first.session, ticket=bytes(32))
+
+        return deferToThread(talk)
+
+    def test_secret(self) -> Deferred[None]:
+        """A user proves a secret, and so does the server; neither says it."""
+        name = self.mktemp()
+        Path(name).write_text(f"alice:{SECRET.hex()}\n", encoding="utf-8")
+        self.server.authority.secrets = readSecrets("secrets", name, bytes(32))
+
+        def talk() -> None:
+            client = ProtocolClient("127.0.0.1", self.port, "alice", SECRET)
+            self.addCleanup(client.link.close)
+            client.ask_once(self.echo.port.address)
+            for user, secret in (("alice", bytes(32)), ("bob", SECRET)):
+                with self.assertRaisesRegex(ConnectionError, "not our server"):
+                    ProtocolClient("127.0.0.1", self.port, user, secret)
+            with self.assertRaisesRegex(ConnectionError, "--secret"):
+                ProtocolClient("127.0.0.1", self.port)
 
         return deferToThread(talk)
 
