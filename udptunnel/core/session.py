@@ -17,7 +17,7 @@ from udptunnel.core.associations import Association, Associations, Outlet
 from udptunnel.core.counters import Counters
 from udptunnel.core.link import Link
 from udptunnel.core.queue import Parcel, Queue
-from udptunnel.core.tickets import Random, Tickets
+from udptunnel.core.tickets import Random, Tickets, Verdict
 from udptunnel.errors import LoginError
 from udptunnel.wire.frame import CLOSE, encode
 from udptunnel.wire.greeting import SESSION_BYTES, Greeting
@@ -304,16 +304,16 @@ class ServerSession(Session):
         A link that showed the same ticket before, and may not even have seen
         its answer, must go: a ticket is for one link.
         """
-        good = bool(greeting.ticket) and user == self.user and self._tickets.accept(greeting.ticket)
-        if good:
-            self.resumed = self._confirmed = True
-            self._closeRivals(greeting.alone, now)
-        return good
-
-    def _closeRivals(self, alone: bool, now: float) -> None:
-        for link in [each for each in self.links if alone or each is self._newest]:
+        verdict = self._tickets.accept(greeting.ticket) if user == self.user else Verdict.VOID
+        if verdict is Verdict.VOID:
+            return False
+        if verdict is Verdict.FRESH:
+            self._newest = None
+        self.resumed = self._confirmed = True
+        for link in [each for each in self.links if greeting.alone or each is self._newest]:
             link.retire(now)
             link.carrier.abort()
+        return True
 
     def welcome(self) -> Greeting:
         """What to say of the session on a link that came up."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from enum import Enum
 from hashlib import sha256
 
 from udptunnel.wire.greeting import TICKET_BYTES
@@ -19,6 +20,19 @@ Random = Callable[[int], bytes]
 """Makes so many random bytes, as C{os.urandom} does."""
 
 _NONE = b""
+
+
+class Verdict(Enum):
+    """What a ticket is worth."""
+
+    VOID = "void"
+    """Nothing."""
+
+    FRESH = "fresh"
+    """It was given last, so what brought it has arrived."""
+
+    AGAIN = "again"
+    """It was shown before, and what was given for it may not have arrived."""
 
 
 class Tickets:
@@ -34,13 +48,13 @@ class Tickets:
         self._given = sha256(ticket).digest()
         return ticket
 
-    def accept(self, ticket: bytes) -> bool:
+    def accept(self, ticket: bytes) -> Verdict:
         """Whether a ticket is good; if so it is the one that was shown last."""
         digest = sha256(ticket).digest()
-        good = [hmac.compare_digest(digest, each) for each in (self._shown, self._given)]
-        if any(good):
+        again, fresh = (hmac.compare_digest(digest, each) for each in (self._shown, self._given))
+        if fresh:
             self._shown = digest
-        return any(good)
+        return Verdict.FRESH if fresh else Verdict.AGAIN if again else Verdict.VOID
 
     def confirm(self) -> None:
         """The ticket that was given last has arrived: none but it is good."""
