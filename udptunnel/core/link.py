@@ -200,9 +200,11 @@ class Link:
     @ivar up: whether both ends have greeted, and neither has said farewell.
     @ivar queue: what waits for the path.
     @ivar window: what is on the path.
+    @ivar farewell: why the other end has closed the link, if it said so.
     """
 
     session: Owner | None = None
+    farewell = ""
 
     def __init__(self, carrier: Carrier, limits: LinkLimits, counters: Counters, now: float) -> None:
         self.up = False
@@ -402,6 +404,7 @@ class Link:
 
     def goAwayReceived(self, reason: str, now: float) -> None:
         """The other end is about to close this link: use it no more."""
+        self.farewell = reason
         self.retire(now, farewell=True)
         self.carrier.close()
 

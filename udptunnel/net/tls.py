@@ -498,6 +498,7 @@ _ALERTS = {
     "certificate required": "it asks for a certificate, and we have none: --tls",
     "unknown ca": "it does not know the CA that our certificate comes from",
     "certificate expired": "our certificate has expired",
+    "internal error": "our certificate has not the name that it expects, or we do not speak one protocol: see its log",
     "bad certificate": "it does not accept our certificate; its log says why",
     "unsupported certificate": "our certificate is not one for this end",
     "protocol version": "it does not speak TLS 1.3",

@@ -9,7 +9,10 @@ encrypted already. Everything comes from files, which are read again on demand.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, NamedTuple
+
+from twisted.logger import Logger
 
 from udptunnel.config import ServerConfig
 from udptunnel.core.login import NO_BINDING, SECRET_BYTES, Challenge, Secrets
@@ -21,6 +24,10 @@ from udptunnel.wire.greeting import NONCE_BYTES
 PLAIN_ADVICE = (
     "nothing encrypts the links: listen at 127.0.0.1 or [::1], give a certificate with --tls, or say --insecure-plain"
 )
+
+
+WARNING_DAYS = 14
+"""So long before a certificate's end we begin to warn."""
 
 
 class Visitor(NamedTuple):
@@ -43,6 +50,8 @@ class Authority:
     @ivar secrets: the users and their secrets; C{None} if nobody is asked for one.
     """
 
+    _log = Logger()
+
     def __init__(self, config: ServerConfig) -> None:
         """
         @raise ConfigError: a file can not be used; the text names it.
@@ -52,6 +61,7 @@ class Authority:
         self.secrets = self._readSecrets(config)
         self._revoked = _readRevoked(config)
         identity = tls.readIdentity(config.tls) if config.tls is not None else None
+        warnOfEnd(identity, self._log)
         self._asksForCertificates = identity is not None and bool(identity.authorities) and self.secrets is None
         self.tls = tls.ServerTls(identity, self._asksForCertificates) if identity is not None else None
 
@@ -66,7 +76,9 @@ class Authority:
         if (config.tls is None) != (self.tls is None) or (secrets is None) != (self.secrets is None):
             raise ConfigError("--tls and --secrets can not be added or left out while udp-server runs")
         if self.tls is not None and config.tls is not None:
-            self.tls.replace(tls.readIdentity(config.tls))
+            identity = tls.readIdentity(config.tls)
+            self.tls.replace(identity)
+            warnOfEnd(identity, self._log)
         self._config, self.secrets, self._revoked = config, secrets, revoked
 
     def _readSecrets(self, config: ServerConfig) -> Secrets | None:
@@ -126,6 +138,15 @@ class Authority:
         if visitor.fingerprint in self._revoked:
             return False
         return self.secrets is None or (visitor.user in self.secrets and self.secrets.of(visitor.user) == secret)
+
+
+def warnOfEnd(identity: tls.Identity | None, log: Logger) -> None:
+    """Say so if our own certificate has expired or soon will."""
+    if identity is None:
+        return
+    days = tls.daysLeft(identity, time.time())
+    if days < WARNING_DAYS:
+        log.warn("{file}: the certificate is valid for {days} more days: renew it", file=identity.path, days=days)
 
 
 def readSecrets(option: str, name: str, dummy: bytes = b"") -> Secrets:

@@ -34,7 +34,7 @@ from udptunnel.net.link import LinkProtocol
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.socks5 import SocksServerProtocol
 from udptunnel.net.socks5client import SocksClientEndpoint
-from udptunnel.services.authority import readSecrets
+from udptunnel.services.authority import readSecrets, warnOfEnd
 from udptunnel.services.links import linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening, isLoopback, requireAuthentication
 from udptunnel.services.reconnecting import ReconnectingService
@@ -109,7 +109,8 @@ class _LocalLinkProtocol(LinkProtocol):
             self._service.linkGone(self.link)
         why = tls.whyLost(self.transport, reason)
         if self._welcomed:
-            self._log.info("link lost: {why}", why=why)
+            said = self.link.farewell if self.link is not None else ""
+            self._log.info("link lost: {why}", why=f"udp-server says: {said[:200]!r}" if said else why)
         self._giveUp(self._verdict(reason, why))
         self.gone.callback(None)
 
@@ -164,6 +165,7 @@ class LocalService(MultiService):
         self.authenticate = _readPasswords(config)
         self._login = _readLogin(config)
         self._identity, self._trust = _readTls(config)
+        warnOfEnd(self._identity, self._log)
         self.servers: Servers[_LocalLinkProtocol] = Servers(
             reactor,
             [
@@ -374,6 +376,7 @@ class LocalService(MultiService):
             tlsTrust=config.tlsTrust,
         )
         self._identity, self._trust = sealing
+        warnOfEnd(self._identity, self._log)
         try:
             ways = [self._wayTo(server.text) for server in self.servers.all]
         except ConfigError:

@@ -27,7 +27,7 @@ FIRST_SECONDS, LAST_SECONDS, GROWTH = 0.2, 15.0, 1.5
 HURRY_SECONDS = 1.0
 """The longest wait while datagrams are waiting too: a server that is back is to be found within two seconds."""
 
-REFUSED_LAST_SECONDS, REFUSED_GROWTH = 60.0, 2.0
+REFUSED_LAST_SECONDS, REFUSED_GROWTH = 60.0, 3.0
 """The same for whom the server does not let in: only people can change that."""
 
 

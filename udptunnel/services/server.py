@@ -16,6 +16,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import gatherResults
+from twisted.internet.error import ConnectionClosed
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -112,8 +113,9 @@ class _ServerLinkProtocol(LinkProtocol):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """The end of the link."""
         super().connectionLost(reason)
-        if self.link is not None and self.link.session is None and not self._failed:
-            self._log.debug("link with {peer} ended: {why}", peer=self.peer, why=whyLost(self.transport, reason))
+        if not reason.check(ConnectionClosed):
+            # It failed in TLS, where the other end does not always hear why.
+            self._log.info("link with {peer} closed: {error}", peer=self.peer, error=whyLost(self.transport, reason))
         self._service.left(self)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from statistics import median
 from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError
@@ -40,11 +41,17 @@ PATIENCE_SECONDS = 2.0
 LOGIN_SECONDS = 12.0
 """How long a link may take to come up: a little longer than either end gives it."""
 
-LARGEST = 65_485
-"""Bytes of the largest datagram that leaves room for a SOCKS5 header with an IPv6 address."""
+FILLING = bytes(range(256)) * 257
+"""What datagrams that nobody reads are filled with."""
 
 POLL_SECONDS = 0.002
 """How often we look whether something has happened that nobody tells us of."""
+
+
+def spread(trips: list[float]) -> str:
+    """The least, the median and the largest of some times."""
+    least, middle, most = (f"{1e3 * each:.2f}" for each in (min(trips), median(trips), max(trips)))
+    return f"least {least}, median {middle}, most {most} ms"
 
 
 # -- a way through SOCKS5
