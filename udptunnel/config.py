@@ -124,7 +124,7 @@ def optionName(field: str) -> str:
 
 OFFLOAD = option("all", anyText, "NAMES", "Kernel abilities to use: all, none, or some of gro,gso,mmsg.")
 REST = option(
-    5.0,
+    1.0,
     number(0, 100),
     "MS",
     "Milliseconds that a port with more than 20,000 datagrams a second rests between two reads; 0: none.",
