@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import signal
 from collections.abc import Iterable
 
 from tests.core.acl_matrix import CASES, DENIED_IPV4, DENIED_IPV6, NAMES, NO_LITERALS, PORTS, Case
@@ -251,6 +252,48 @@ class MatrixTests(AccessTestCase):
         file = self.folder / "forwards.toml"
         file.write_text(f"[udp-local]\nforward = {json.dumps(rules)}\n")
         return str(file)
+
+
+class ReloadTests(AccessTestCase):
+    """The rules of a configuration file that is read again on SIGHUP."""
+
+    def configure(self, *allow: str) -> str:
+        file = self.folder / "server.toml"
+        file.write_text(f"[udp-server]\nallow = {json.dumps(allow)}\n")
+        return str(file)
+
+    def reload(self, server: Program, said: str) -> None:
+        """Have the file read again, and wait until the server says something about it."""
+        server.process.send_signal(signal.SIGHUP)
+        server.says(said)
+
+    def test_tightened(self) -> None:
+        """
+        What was allowed is refused after a reload, known targets and open
+        associations included, and the whole table holds again; a bad file
+        changes nothing.
+        """
+        server = self.startServer("--config", self.configure("0.0.0.0/0", "::/0"), rules=False)
+        self.startLocal().says("is up")
+        client, other = self.associate(), self.associate()
+        client.send(("10.0.0.1", LITERAL), b"?")
+        self.assertEqual(client.receive(), (("10.0.0.1", LITERAL), b"?"))
+        self.settle(other, LITERAL)
+        (self.folder / "server.toml").write_text('[udp-server]\nallow = ["10.0.0.0/33"]\n')
+        self.reload(server, "10.0.0.0/33")
+        client.send(("10.0.0.1", LITERAL), b"still")
+        self.assertEqual(client.receive(), (("10.0.0.1", LITERAL), b"still"))
+        self.configure()
+        self.reload(server, "is reloaded")
+        run(*self.network.server.command("nft", "-f", "-"), text="delete table inet watch\n" + WATCH)
+        self.listener.received.clear()
+        for case in (*HOSTS, *(Case(host, False) for host in OWN)):
+            other.send((case.host, LITERAL), b"")
+        client.send(("10.0.0.1", LITERAL), b"")
+        self.settle(other, LITERAL)
+        self.settle(client, LITERAL)
+        self.assertReached(LITERAL, REACHED)
+        self.assertNothingArrived()
 
 
 class ExplicitTests(AccessTestCase):
