@@ -226,7 +226,8 @@ class ServerService(MultiService):
             return None
         parked = session.parkedAt is not None
         if not session.resume(greeting, connection.visitor.user, self.clock()):
-            self._penalize(connection)
+            if greeting.ticket:
+                self._penalize(connection)
             return None
         if len(session.links) >= self.config.maxLinks:
             raise LoginError(f"a session has at most {self.config.maxLinks} links")
