@@ -13,8 +13,13 @@ from twisted.internet.defer import Deferred
 from twisted.python import usage
 
 from udptunnel import __version__
+from udptunnel.checknet import CheckNetOptions, checkNet
 from udptunnel.config import ROLES, readToml
 from udptunnel.errors import ConfigError
+from udptunnel.ping import PingOptions, ping
+from udptunnel.pki import PkiOptions
+from udptunnel.pki import run as _pki
+from udptunnel.status import StatusOptions, status
 
 
 class DemoOptions(usage.Options):
@@ -55,6 +60,10 @@ class Options(usage.Options):
     subCommands = [  # noqa: RUF012
         ["demo", None, DemoOptions, "Send real datagrams through both ends, here and now."],
         ["check", None, CheckOptions, "Check a configuration file."],
+        ["status", None, StatusOptions, "Show the state of a running udp-local or udp-server."],
+        ["ping", None, PingOptions, "Measure how long it takes there and back."],
+        ["check-net", None, CheckNetOptions, "Walk the path to udp-server step by step."],
+        ["pki", None, PkiOptions, "Make certificates and secrets for links over TLS."],
     ]
 
     def opt_version(self) -> None:
@@ -65,7 +74,7 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """There must be a command."""
         if self.subCommand is None:
-            raise usage.UsageError("which command? demo or check")
+            raise usage.UsageError("which command?")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -75,7 +84,8 @@ def main(words: Sequence[str] | None = None) -> None:
         options.parseOptions(words)
     except usage.UsageError as error:
         raise SystemExit(f"udptunnel: {error}; see udptunnel --help") from None
-    commands: dict[str, Callable[[Any], int]] = {"demo": lambda _: _demo(), "check": _check}
+    commands: dict[str, Callable[[Any], int]] = {"demo": lambda _: _demo(), "check": _check, "pki": _pki}
+    commands |= {"status": status, "ping": ping, "check-net": checkNet}
     raise SystemExit(commands[str(options.subCommand)](options.subOptions))
 
 
