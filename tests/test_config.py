@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.examples import EXAMPLES
-from udptunnel.config import ROLES, Forward, LocalConfig, ServerConfig, fill, optionName, readToml
+from udptunnel.config import ROLES, Forward, Inherited, LocalConfig, ServerConfig, fill, optionName, readToml
 from udptunnel.errors import ConfigError
 from udptunnel.wire.address import Address
 
@@ -143,6 +143,12 @@ class ForwardTests(SynchronousTestCase):
         ):
             (rule,) = fill(LocalConfig, {"forward": [text]}).forward
             self.assertEqual(rule, Forward(listen, target))
+
+    def test_inherited(self) -> None:
+        """Instead of an address to listen at, a socket of systemd can be named."""
+        (rule,) = fill(LocalConfig, {"forward": ["systemd:dns=192.0.2.1:53"]}).forward
+        self.assertEqual(rule, Forward(Inherited("dns"), Address("192.0.2.1", 53)))
+        self.assertEqual(str(rule), "systemd:dns=192.0.2.1:53")
             self.assertEqual(str(rule), text)
 
     def test_refused(self) -> None:

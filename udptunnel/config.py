@@ -24,10 +24,19 @@ Reader = Callable[[str], Any]
 """Turns a text into a value, or raises C{ValueError} with a text that says what is expected."""
 
 
+class Inherited(NamedTuple):
+    """A socket that systemd has opened for us, by its name or its number."""
+
+    which: str
+
+    def __str__(self) -> str:
+        return f"systemd:{self.which}"
+
+
 class Forward(NamedTuple):
     """One C{--forward}: datagrams to C{listen} go to C{target}."""
 
-    listen: Address
+    listen: Address | Inherited
     target: Address
 
     def __str__(self) -> str:
@@ -89,12 +98,18 @@ def forward(text: str) -> Forward:
     """LISTEN=TARGET."""
     listen, _, target = text.partition("=")
     try:
-        rule = Forward(Address.parse(listen), Address.parse(target))
+        rule = Forward(_listenOf(listen), Address.parse(target))
     except AddressError as error:
         raise ValueError("LISTEN=TARGET, both HOST:PORT, such as 127.0.0.1:5353=9.9.9.9:53") from error
-    if rule.listen.isName or not rule.target.port:
+    isName = isinstance(rule.listen, Address) and rule.listen.isName
+    if isName or not rule.target.port:
         raise ValueError("LISTEN=TARGET with a numeric host to listen at and a target port from 1 to 65535")
     return rule
+
+
+def _listenOf(text: str) -> Address | Inherited:
+    which = text.removeprefix("systemd:")
+    return Inherited(which) if which and which != text else Address.parse(text)
 
 
 # -- fields

@@ -535,7 +535,7 @@ class RefusalTests(PortTestCase):
             self.assertEqual(opened.asked, 1)
             self.assertEqual((counters.sent, counters.sentBytes, counters.dropped), (6, 16, {}))
             said = [event for event in events if event.get("log_level") == LogLevel.warn]
-            self.assertEqual([event["name"] for event in said], ["gso"])
+            self.assertEqual([event["ability"] for event in said], ["gso"])
 
     def test_longSegments(self) -> None:
         """A burst whose segments do not fit the path goes one by one, and the next is tried again."""

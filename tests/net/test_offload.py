@@ -47,7 +47,7 @@ class OffloadTests(SynchronousTestCase):
             offload.refused("gso", OSError(errno.EIO, "Input/output error"))
         self.assertEqual(str(offload), "gro,mmsg")
         said = [event for event in events if event.get("log_level") == LogLevel.warn]
-        self.assertEqual([event["name"] for event in said], ["gso"])
+        self.assertEqual([event["ability"] for event in said], ["gso"])
 
     def test_probe(self) -> None:
         """Only what was asked for is used, and of that only what the kernel has."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import socket
 import tempfile
 from typing import Any
 
@@ -21,18 +22,18 @@ from tests.net.test_pipe import Speaker
 from tests.net.test_socks5 import UpstreamServer
 from tests.services.tunnel import HOSTS, Control, TunnelTestCase, headerOf
 from tests.waiting import until
-from udptunnel.config import Forward, LocalConfig
+from udptunnel.config import Forward, Inherited, LocalConfig
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.datagrams import DatagramPort
 from udptunnel.net.socks5client import addressOf
 from udptunnel.net.testing import MemorySocket, MortalTransport
 from udptunnel.services import local as local_module
-from udptunnel.services.local import LocalService, Rotation
-from udptunnel.services.reconnecting import FIRST_SECONDS, LAST_SECONDS, backOff
+from udptunnel.services.local import FAREWELL_SECONDS, LocalService
+from udptunnel.services.reconnecting import FIRST_SECONDS, LAST_SECONDS
 from udptunnel.wire.address import Address, packAddress
 from udptunnel.wire.burst import Burst
 from udptunnel.wire.frame import CLOSE, DATA, GOAWAY, HELLO, PING, TARGET, decode, encode
-from udptunnel.wire.greeting import Greeting, packWelcome, unpackGreeting
+from udptunnel.wire.greeting import TICKET_BYTES, Greeting, packWelcome, unpackGreeting
 
 FAR = Address("192.0.2.1", 53)
 SOURCE = ("127.0.0.1", 4000)
@@ -70,6 +71,7 @@ class MemoryTestCase(SynchronousTestCase):
         for transport in list(getattr(self, "transports", ())):
             if transport.connected and transport.disconnecting:
                 transport.die()
+        self.reactor.advance(FAREWELL_SECONDS)
         self.successResultOf(stopped)
 
     def connect(self) -> MortalTransport:
@@ -91,9 +93,11 @@ class MemoryTestCase(SynchronousTestCase):
         """udp-server welcomes the link."""
         ((word, target, size, body),) = self.frames(transport)
         self.assertEqual(word, HELLO)
-        greeting = unpackGreeting(target, size, body)
-        self.assertEqual(greeting.session, self.service.session.name)
-        transport.protocol.dataReceived(packWelcome(Greeting(greeting.session, associations, 100)))
+        self.greeting = unpackGreeting(target, size, body)
+        resumed = bool(self.greeting.ticket)
+        answer = Greeting(self.greeting.session, associations, 100, ticket=os.urandom(TICKET_BYTES), resumed=resumed)
+        transport.protocol.dataReceived(packWelcome(answer))
+        self.assertEqual(self.service.session.name, self.greeting.session)
 
 
 class WayTests(MemoryTestCase):
@@ -273,11 +277,31 @@ class SeveralLinksTests(MemoryTestCase):
 
     config = dataclasses.replace(MemoryTestCase.config, links=3, server=("tcp:127.0.0.1:1", "tcp:127.0.0.1:2"))
 
-    def test_links(self) -> None:
+    def connectThree(self) -> list[MortalTransport]:
+        """All links are up."""
+        transports = []
+        for _ in range(3):
+            transports.append(self.connect())
+            self.welcome(transports[-1])
+        return transports
+
+    def test_oneAfterTheOther(self) -> None:
+        """Links are made one after the other, each with the ticket that the one before has brought."""
+        shown = []
+        for _ in range(3):
+            (attempt,) = self.reactor.tcpClients
+            self.assertEqual(attempt[1], 1)
+            self.welcome(self.connect())
+            shown.append((self.greeting.ticket, self.greeting.alone))
+        self.assertEqual(self.reactor.tcpClients, [])
+        self.assertEqual(shown[0], (b"", True))
+        self.assertEqual([(len(ticket), alone) for ticket, alone in shown[1:]], [(TICKET_BYTES, False)] * 2)
+        self.assertEqual(len({ticket for ticket, _ in shown}), 3)
+        self.assertEqual(len(self.service.session.links), 3)
+
+    def test_flows(self) -> None:
         """All links belong to one session, and each flow keeps to one of them."""
-        transports = [self.connect() for _ in range(3)]
-        for transport in transports:
-            self.welcome(transport)
+        transports = self.connectThree()
         for _ in range(3):
             for port in range(1, 10):
                 self.socket.arrived.append((bytes((port,)), ("127.0.0.1", port)))
@@ -291,47 +315,21 @@ class SeveralLinksTests(MemoryTestCase):
         self.assertEqual({link for links in used.values() for link in links}, {0, 1, 2})
 
     def test_nextServer(self) -> None:
-        """After a failure each link tries the next server."""
-        self.assertEqual([client[1] for client in self.reactor.tcpClients], [1, 1, 1])
-        for expected in (2, 1, 2):
-            clients, self.reactor.tcpClients[:] = list(self.reactor.tcpClients), []
-            for client in clients:
-                client[2].clientConnectionFailed(None, Failure(ConnectionRefusedError()))
-            for _ in range(10):
-                self.reactor.advance(0.25)
-            self.assertEqual([client[1] for client in self.reactor.tcpClients], [expected] * 3)
+        """The second server is asked when the first one takes a moment, and the other links follow the first."""
+        self.assertEqual([client[1] for client in self.reactor.tcpClients], [1])
+        self.reactor.advance(0.1)
+        self.assertEqual([client[1] for client in self.reactor.tcpClients], [1, 2])
+        self.welcome(self.connect())
+        self.assertEqual(self.service.servers.current.text, "tcp:127.0.0.1:2")
+        # The losing attempt is given up.
+        self.assertEqual(self.reactor.connectors[0].stoppedConnecting, True)
+        self.assertEqual([client[1] for client in self.reactor.tcpClients], [1, 2])
+        self.welcome(self.connect())
+        self.assertEqual(self.reactor.tcpClients.pop()[1], 2)
 
 
 class PartsTests(SynchronousTestCase):
     """Parts of the service."""
-
-    def test_backOff(self) -> None:
-        """The wait grows from attempt to attempt up to a bound, and is spread a little."""
-        longest = [backOff(attempt, lambda: 1.0) for attempt in range(100)]
-        shortest = [backOff(attempt, lambda: 0.0) for attempt in range(100)]
-        self.assertEqual(longest[0], FIRST_SECONDS)
-        self.assertEqual(longest, sorted(longest))
-        self.assertEqual(longest[-1], LAST_SECONDS)
-        self.assertEqual(shortest, [0.75 * each for each in longest])
-        self.assertTrue(all(0.75 * FIRST_SECONDS <= backOff(0) <= FIRST_SECONDS for _ in range(100)))
-
-    def test_rotation(self) -> None:
-        """The same way is tried until it fails; after the last comes the first."""
-
-        class Way:
-            def __init__(self, name: str) -> None:
-                self.name = name
-
-            def connect(self, factory: Any) -> Any:
-                return self.name
-
-        ways: Any = [Way("a"), Way("b")]
-        rotation, factory = Rotation(ways), Factory()
-        tried = [rotation.connect(factory), rotation.connect(factory)]
-        for _ in range(3):
-            rotation.failed()
-            tried.append(rotation.connect(factory))
-        self.assertEqual(tried, ["a", "a", "b", "a", "b"])
 
     def test_wrongEndpoints(self) -> None:
         """An endpoint that can not be understood is refused with its option and text."""
@@ -409,7 +407,7 @@ class ForwardTests(TunnelTestCase):
         await until(lambda: len(local.session.links) == 3)
         for _ in range(4):
             await self.assertEchoes(local.entries[0].port.address)
-        self.assertEqual((len(server.sessions), len(server.links)), (1, 3))
+        self.assertEqual((len(server.sessions), len(server.connections)), (1, 3))
 
     async def test_stopped(self) -> None:
         """A service that has stopped has closed its ports, and udp-server forgets its session."""
@@ -417,7 +415,7 @@ class ForwardTests(TunnelTestCase):
         await self.assertEchoes(local.entries[0].port.address)
         await local.stopService()
         self.assertEqual(local.entries[0].port.fileno(), -1)
-        await until(lambda: not server.sessions and not server.links)
+        await until(lambda: not server.sessions and not server.connections)
         self.assertEqual(server.egress.ports, 0)
 
 
@@ -563,6 +561,33 @@ class ViaTests(TunnelTestCase):
         )
         await self.assertEchoes(local.entries[0].port.address)
         self.assertEqual(asked, [Address("relay.example", port)])
+
+
+class InheritedTests(TunnelTestCase):
+    """A forward at a socket that somebody else has opened."""
+
+    def inherit(self, host: str) -> socket.socket:
+        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(opened.close)
+        opened.bind((host, 0))
+        self.patch(local_module, "inheritedDatagramSocket", lambda which: opened)
+        return opened
+
+    async def test_forward(self) -> None:
+        """Datagrams that come to it go to the target, and answers come back."""
+        opened = self.inherit("127.0.0.1")
+        at = Address(*opened.getsockname())
+        local = self.startLocal(self.startServer(), forward=(Forward(Inherited("dns"), self.echo()),), socks="none")
+        await until(lambda: local.session.links)
+        await self.assertEchoes(at)
+
+    def test_strangers(self) -> None:
+        """It is not opened to other machines by mistake either."""
+        self.inherit("0.0.0.0")
+        error = self.assertRaises(
+            ListenError, self.startLocal, 1, forward=(Forward(Inherited("dns"), FAR),), socks="none"
+        )
+        self.assertIn("--forward systemd:dns", str(error))
 
 
 class OpeningTests(TunnelTestCase):

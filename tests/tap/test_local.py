@@ -103,7 +103,7 @@ class ServiceTests(TestCase):
     """The service of udp-local."""
 
     def setUp(self) -> None:
-        self.patch(common, "prepareProcess", lambda reactor: None)
+        self.patch(common, "prepareProcess", lambda reactor, config: None)
 
     def test_made(self) -> None:
         """The service has the configuration of the command line."""

@@ -81,7 +81,7 @@ class ServiceTests(TestCase):
     """The service of udp-server."""
 
     def setUp(self) -> None:
-        self.patch(common, "prepareProcess", lambda reactor: None)
+        self.patch(common, "prepareProcess", lambda reactor, config: None)
 
     async def test_made(self) -> None:
         """The service has the configuration of the command line."""

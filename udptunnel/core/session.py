@@ -246,7 +246,7 @@ class LocalSession(Session):
             raise LoginError("this link leads to another session than the others")
         if not self.links and (at.ticket or self.membership.ticket):
             self.resumed += greeting.resumed
-            self.lost += not greeting.resumed
+            self.lost += bool(self.associations) and not greeting.resumed
         self.membership, self.name = at, greeting.session
         self.associations.most = max(1, min(self.wanted, greeting.associations))
 
@@ -356,7 +356,8 @@ class ServerSession(Session):
         super().linkRetired(link, now, farewell)
         if not self.links:
             self.parkedAt = now
-            if farewell or not self._confirmed:
+            # Without associations nothing is worth keeping.
+            if farewell or not (self._confirmed and self.associations and self.grace):
                 self._emptied(self)
 
     def tick(self, now: float) -> None:

@@ -149,15 +149,20 @@ class DatagramPort:
 
     def adopt(self, opened: socket.socket) -> None:
         """Use a bound socket that somebody else has opened."""
+        self._family = opened.family
         self._socket = opened
         self._mayRest = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= RESTING_BYTES
         self.address = self._traffic.sources[opened.getsockname()]
         self._traffic.reactor.addReader(self)
 
     def _prepare(self, opened: socket.socket) -> None:
-        opened.setblocking(False)
         if self._family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, self.address.host != "::")
+        self.equip(opened)
+
+    def equip(self, opened: socket.socket) -> None:
+        """Give a socket what it needs to carry a lot; bound ones that are to be adopted, too."""
+        opened.setblocking(False)
         _enlarge(opened, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
         _enlarge(opened, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
         if self._traffic.offload.gro:

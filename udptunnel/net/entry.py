@@ -7,6 +7,7 @@ whose outlet leads back to that source.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 from udptunnel.core.associations import Association
@@ -58,6 +59,11 @@ class Entry:
         @raise ListenError: that can not be done.
         """
         self.port.startListening()
+
+    def adopt(self, opened: socket.socket) -> None:
+        """Use a bound socket that somebody else has opened."""
+        self.port.equip(opened)
+        self.port.adopt(opened)
 
     def stopListening(self) -> None:
         """Close the port and the associations of all that have sent to it."""

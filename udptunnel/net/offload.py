@@ -64,7 +64,7 @@ class Offload:
         """The kernel does not do this after all: never ask again, and say so once."""
         if getattr(self, name):
             setattr(self, name, False)
-            self._log.warn("offload {name} is off from now on: the kernel says {error}", name=name, error=error)
+            self._log.warn("offload {ability} is off from now on: the kernel says {error}", ability=name, error=error)
 
 
 def parseNames(text: str) -> frozenset[str]:

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from udptunnel.core.queue import Parcel
+from udptunnel.net.sockaddr import familyOf
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import Burst, split
 from udptunnel.wire.frame import Buffer
@@ -190,6 +191,7 @@ class MemorySocket:
         self.sent: list[tuple[bytes, tuple[Any, ...]]] = []
         self.error: OSError | None = None
         self.closed = False
+        self.family = familyOf(host)
         self._name = (host, port)
 
     def getsockopt(self, level: int, option: int) -> int:

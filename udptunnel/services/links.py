@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 
 from udptunnel.config import LocalConfig, ServerConfig
 from udptunnel.core.link import LOGIN_SECONDS, LinkLimits
@@ -20,6 +22,21 @@ def linkLimits(config: LocalConfig | ServerConfig) -> LinkLimits:
         heartbeat=config.heartbeat,
         login=getattr(config, "loginTimeout", LOGIN_SECONDS),
     )
+
+
+LEAST_LOOK_SECONDS, MOST_LOOK_SECONDS = 0.005, 0.1
+
+
+async def allGone(left: Callable[[], Sized], seconds: float, clock: IReactorTime) -> None:
+    """
+    Wait until nothing is left of something, looking now and then.
+
+    @param seconds: how long to wait at most.
+    """
+    until, pause = clock.seconds() + seconds, LEAST_LOOK_SECONDS
+    while left() and clock.seconds() < until:
+        await deferLater(clock, pause)
+        pause = min(2 * pause, MOST_LOOK_SECONDS)
 
 
 def tickSeconds(config: LocalConfig | ServerConfig) -> float:

@@ -21,7 +21,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from udptunnel.config import LocalConfig
+from udptunnel.config import Forward, Inherited, LocalConfig
 from udptunnel.core.counters import Counters
 from udptunnel.core.link import Carrier, Link, LocalLink
 from udptunnel.core.login import NO_BINDING, Login
@@ -30,12 +30,14 @@ from udptunnel.errors import ConfigError, LoginError, RefusedError
 from udptunnel.net import tls
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.entry import Entry, ForwardEntry, SocksRelay
+from udptunnel.net.inherited import inheritedDatagramSocket
 from udptunnel.net.link import LinkProtocol
+from udptunnel.net.logs import lines
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.socks5 import SocksServerProtocol
 from udptunnel.net.socks5client import SocksClientEndpoint
 from udptunnel.services.authority import readSecrets, warnOfEnd
-from udptunnel.services.links import linkLimits, quietFactory, tickSeconds
+from udptunnel.services.links import allGone, linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening, isLoopback, requireAuthentication
 from udptunnel.services.reconnecting import ReconnectingService
 from udptunnel.services.servers import Server, Servers
@@ -49,6 +51,9 @@ CONNECT_SECONDS = 5.0
 
 QUIET_SECONDS = 10.0
 """No datagram for so long: nobody minds if the links move."""
+
+FAREWELL_SECONDS = 1.0
+"""How long our farewell may take to leave."""
 
 LOOK_SECONDS = 30.0
 """How often we look whether a better server is back."""
@@ -148,7 +153,8 @@ class LocalService(MultiService):
         self.session.idle = config.schedule == "idle"
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self.entries = [
-            ForwardEntry(self.traffic, self.session, self.clock, rule.listen, rule.target) for rule in config.forward
+            ForwardEntry(self.traffic, self.session, self.clock, _addressToOpen(rule.listen), rule.target)
+            for rule in config.forward
         ]
         self._reactor = reactor
         self.clients: set[SocksServerProtocol] = set()
@@ -259,6 +265,8 @@ class LocalService(MultiService):
 
     async def _nextLink(self) -> _LocalLinkProtocol:
         """To the nearest server, or to that of the other links."""
+        if self._looking is not None and not self.session.links:
+            self._looking.cancel()
         spare, self._spare = self._spare, None
         if spare is not None and spare.link is not None and spare.link.up:
             return spare
@@ -320,7 +328,7 @@ class LocalService(MultiService):
         quiet, rested = now - self._quietSince >= QUIET_SECONDS, now - self._lookedAt >= LOOK_SECONDS
         if quiet and rested and self._looking is None and self.servers.better():
             self._lookedAt = now
-            self._looking = self._turn.run(lambda: Deferred.fromCoroutine(self._move(self.servers.better())))
+            self._looking = Deferred.fromCoroutine(self._move(self.servers.better()))
             self._looking.addBoth(self._looked)
 
     async def _move(self, better: list[Server]) -> None:
@@ -343,11 +351,8 @@ class LocalService(MultiService):
 
         @raise ListenError: a port is taken, or may not be opened without authentication.
         """
-        for entry in self.entries:
-            requireAuthentication(
-                isLoopback(entry.port.address.host), self.config.insecureNoAuth, f"--forward {entry.port.address}"
-            )
-            entry.startListening()
+        for rule, entry in zip(self.config.forward, self.entries, strict=True):
+            self._openEntry(rule, entry)
         if self.door is not None:
             self.door.start(self.authenticate is not None or self.config.insecureNoAuth)
         self._ticking.start(tickSeconds(self.config), now=False)
@@ -386,6 +391,17 @@ class LocalService(MultiService):
         for server, way in zip(self.servers.all, ways, strict=True):
             server.endpoint = way
 
+    def _openEntry(self, rule: Forward, entry: ForwardEntry) -> None:
+        opened = None
+        if isinstance(rule.listen, Inherited):
+            opened = inheritedDatagramSocket(rule.listen.which)
+        host = entry.port.address.host if opened is None else opened.getsockname()[0]
+        requireAuthentication(isLoopback(host), self.config.insecureNoAuth, f"--forward {rule.listen}")
+        if opened is None:
+            entry.startListening()
+        else:
+            entry.adopt(opened)
+
     async def stopService(self) -> None:
         """Close everything."""
         if self._ticking.running:
@@ -401,7 +417,12 @@ class LocalService(MultiService):
         for link in list(self._links):
             if link.up:
                 link.goAway("udp-local stops", self.clock())
+            else:
+                link.carrier.abort()
         await super().stopService()
+        await allGone(lambda: self._links, FAREWELL_SECONDS, self._reactor)
+        for link in list(self._links):
+            link.carrier.abort()
 
     def illness(self) -> str:
         """Why no datagram gets through; empty if everything is well."""
@@ -420,6 +441,7 @@ class LocalService(MultiService):
             "resumed": self.session.resumed,
             "mappingsLost": self.session.lost,
             "offload": str(self.traffic.offload),
+            "log": lines.report(),
             **self.counters.report(),
         }
 
@@ -449,6 +471,11 @@ def _readTls(config: LocalConfig) -> tuple[tls.Identity | None, tls.Trust | None
     identity = tls.readIdentity(config.tls) if config.tls is not None else None
     trust = tls.readTrust(config.tlsTrust) if config.tlsTrust is not None else None
     return identity, trust
+
+
+def _addressToOpen(listen: Address | Inherited) -> Address:
+    """Where to listen; a socket that is inherited has its address already."""
+    return listen if isinstance(listen, Address) else Address("0.0.0.0", 0)
 
 
 def _hostIn(server: str) -> str:

@@ -49,9 +49,6 @@ class Connection(Protocol):
     gone: Deferred[None]
     """Fires when the connection is gone."""
 
-    def abort(self) -> None:
-        """Close the connection now."""
-
 
 class ReconnectingService(Service):
     """Keeps one link up."""
@@ -79,7 +76,7 @@ class ReconnectingService(Service):
         self._keeping = Deferred.fromCoroutine(self._keepUp())
 
     async def stopService(self) -> None:
-        """Give up the present attempt, or close the link."""
+        """Give up the present attempt, and make no other. A link that is up stays."""
         super().stopService()
         keeping, self._keeping = self._keeping, None
         if keeping is not None:
@@ -119,7 +116,8 @@ class ReconnectingService(Service):
         try:
             await connection.gone
         except CancelledError:
-            connection.abort()
+            # Whoever stops us closes the link, in good order.
+            pass
         return True
 
     async def _pause(self, seconds: float) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet.defer import gatherResults
 from twisted.internet.error import ConnectionClosed
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -35,12 +35,13 @@ from udptunnel.net.datagrams import Traffic
 from udptunnel.net.descriptors import descriptorLimit
 from udptunnel.net.egress import DirectEgress, Filtering
 from udptunnel.net.link import LinkProtocol
+from udptunnel.net.logs import lines
 from udptunnel.net.memory import residentBytes
 from udptunnel.net.names import Names, Resolver, SystemResolver
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.tls import whyLost
 from udptunnel.services.authority import Authority, Visitor
-from udptunnel.services.links import linkLimits, quietFactory, tickSeconds
+from udptunnel.services.links import allGone, linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening, isLoopback
 from udptunnel.services.status import StatusService
 from udptunnel.wire.greeting import SESSION_BYTES, Greeting
@@ -50,9 +51,6 @@ RESERVE = 256
 
 FAREWELL_SECONDS = 5.0
 """How long clients have to close their links after a GOAWAY."""
-
-LOOK_SECONDS = 0.02
-"""How often we look meanwhile whether they have."""
 
 MOST_REPORTED = 1000
 """Sessions that are told one by one in a report."""
@@ -355,9 +353,7 @@ class ServerService(MultiService):
                 connection.link.goAway("udp-server stops", self.clock())
             else:
                 connection.abort()
-        until = self.clock() + FAREWELL_SECONDS
-        while self.connections and self.clock() < until:
-            await deferLater(self._reactor, LOOK_SECONDS)
+        await allGone(lambda: self.connections, FAREWELL_SECONDS, self._reactor)
 
     def illness(self) -> str:
         """Why nobody can use this server; empty if everything is well."""
@@ -381,6 +377,7 @@ class ServerService(MultiService):
             "logins": dict(self.logins),
             "resumed": self.resumed,
             "offload": str(self.traffic.offload),
+            "log": lines.report(),
             **self.counters.report(),
         }
 

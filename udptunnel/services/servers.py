@@ -52,6 +52,11 @@ class Server:
         """What speaks against it, in seconds."""
         return self.seconds + self.handicap
 
+    @property
+    def hope(self) -> float:
+        """The same; of one that was down last, what it is if it is well and near."""
+        return self.handicap if self.seconds == inf else self.cost
+
 
 class Servers(Generic[Attempt]):
     """
@@ -110,4 +115,4 @@ class Servers(Generic[Attempt]):
     def better(self) -> list[Server]:
         """Those that may be better than the current one, if they are well."""
         here = self.current.cost - MARGIN_SECONDS
-        return [each for each in self.all if each is not self.current and min(each.cost, each.handicap) < here]
+        return [each for each in self.all if each is not self.current and each.hope < here]

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from twisted.application.service import MultiService, Service
+from twisted.application.service import MultiService
+from twisted.logger import Logger
 from twisted.python import usage
 
-from udptunnel.config import fill, optionName, readToml
-from udptunnel.errors import ConfigError, ListenError
+from udptunnel.config import LocalConfig, ServerConfig, fill, optionName, readToml
+from udptunnel.errors import ConfigError, ListenError, TunnelError
 from udptunnel.net.descriptors import raiseDescriptorLimit
+from udptunnel.net.logs import useLogLines
+from udptunnel.tap.notify import Notices
+from udptunnel.tap.signals import Signals
 
 Config = TypeVar("Config")
 
@@ -57,6 +63,8 @@ class RoleOptions(usage.Options, Generic[Config]):
     def opt_config(self, name: str) -> None:
         """Read options from the table of this role in a TOML FILE. What stands on the command line goes first."""
         self["config"] = name
+        # When it is read again, twistd may be in another folder (--rundir).
+        self["configPath"] = os.path.abspath(name)
 
     def parseArgs(self, *words: str) -> None:
         """There are none."""
@@ -65,17 +73,32 @@ class RoleOptions(usage.Options, Generic[Config]):
 
     def postOptions(self) -> None:
         """Make the configuration, first from the file, then from the command line."""
-        self.config = fill(self.kind, self["texts"], self._readFile())
-
+        self.config = self.reread()
         self._choosePidFile()
+        checkPidFile(self.pidFile)
+
+    def reread(self) -> Config:
+        """
+        The same command line with what its file says now.
+
+        @raise ConfigError: that is wrong. The text names the file, and the line if there is one.
+        """
+        config: Config = fill(self.kind, self["texts"], self._readFile())
+        return config
+
+    @property
+    def pidFile(self) -> str:
+        """The file that twistd writes its process id to, or none. A .tac file does not know it."""
+        parent = getattr(self, "parent", None) or {}
+        return str(parent.get("pidfile") or "")
 
     def _choosePidFile(self) -> None:
         """
         Both ends may be started in one folder: twistd's own name for the file
         would let the second one refuse, even in the foreground.
         """
-        parent = getattr(self, "parent", None)
-        if parent is not None and parent.get("pidfile") == "twistd.pid":
+        if self.pidFile == "twistd.pid":
+            parent: Any = self.parent
             parent["pidfile"] = "" if parent.get("nodaemon") else f"{self.role}.pid"
 
     def getUsage(self, width: int | None = None) -> str:
@@ -87,7 +110,7 @@ class RoleOptions(usage.Options, Generic[Config]):
         if name is None:
             return None
         try:
-            with open(name, encoding="utf-8") as file:
+            with open(self["configPath"], encoding="utf-8") as file:
                 return readToml(self.kind, self.role, file.read())
         except OSError as error:
             raise ConfigError(f"--config {name}: {error.strerror}") from error
@@ -143,10 +166,59 @@ def _help(field: dataclasses.Field[Any]) -> str:
     return text if default in (None, "", False) else f"{text} [default: {default}]"
 
 
+def checkPidFile(name: str) -> None:
+    """
+    See that a pid file does not stand in the way.
+
+    twistd removes the one of a process that is gone. It takes any other for
+    another twistd, even this very process: where few processes are started,
+    such as in a container, we soon have the number of the one before us.
+
+    @raise UsageError: it names a live process.
+    """
+    try:
+        with open(name, encoding="ascii") as file:
+            number = int(file.read())
+        if number == os.getpid():
+            os.unlink(name)
+        else:
+            os.kill(number, 0)
+    except (PermissionError, OverflowError):
+        pass  # It is alive, and somebody else's; or it is no process at all.
+    except (OSError, ValueError):
+        return  # It is gone; or twistd tells what is wrong with the file.
+    else:
+        if number == os.getpid():
+            return
+    raise usage.UsageError(
+        f"{os.path.abspath(name)} names process {number}, which is running: if that is not this role, remove the file, "
+        "or write another with twistd --pidfile=FILE, or none with --pidfile="
+    )
+
+
 class RoleService(MultiService):
     """
-    The top of a role's services: what can not be started ends the process.
+    The top of a role's services: the life of the process.
+
+    What can not be started ends it. Once it runs, signals and its supervisor
+    are attended to.
     """
+
+    _log = Logger()
+
+    def __init__(self, role: Any, options: RoleOptions[Any], reactor: Any, notices: Notices | None = None) -> None:
+        """
+        @param role: the role's service, with C{report} and C{reload}.
+        @param options: its command line.
+        @param notices: what its supervisor is told, if not what the environment says.
+        """
+        super().__init__()
+        self._role = role
+        self._options = options
+        self._reactor = reactor
+        self._notices = notices or Notices(reactor, role.report)
+        self._signals = Signals(reactor, self._notices.stopping, self.reload, self._end)
+        role.setServiceParent(self)
 
     def startService(self) -> None:
         """
@@ -160,36 +232,62 @@ class RoleService(MultiService):
             # A traceback would bury the line that tells the user what to do.
             sys.tracebacklimit = 0
             raise error.with_traceback(None) from None
+        self._reactor.callWhenRunning(self._started)
+
+    def _started(self) -> None:
+        self._signals.install()
+        self._notices.ready()
+
+    def reload(self) -> None:
+        """Read the configuration again. If something is wrong with it, that is logged, and nothing changes."""
+        self._notices.reloading()
+        try:
+            self._role.reload(self._options.reread())
+        except TunnelError as error:
+            self._log.error("not reloaded, all stays as it was: {error}", error=error)
+        except Exception:
+            self._log.failure("not reloaded")
+        else:
+            self._log.info("{role} is reloaded", role=self._options.role)
+        finally:
+            self._notices.reloaded()
+
+    def _end(self, status: int) -> None:
+        """End the process at once, but leave no pid file that might name a stranger later."""
+        with suppress(OSError):
+            os.unlink(self._options.pidFile)
+        os._exit(status)
 
 
-def prepareProcess(reactor: Any) -> None:
+def prepareProcess(reactor: Any, config: LocalConfig | ServerConfig) -> None:
     """
     Make the process fit for relaying: time that no clock setting can stop,
-    and as many descriptors as this user may have.
+    as many descriptors as this user may have, and log lines as configured.
     """
     reactor.seconds = time.monotonic
+    useLogLines(config, reactor)
     raiseDescriptorLimit()
     # What is loaded by now stays: looking through it again and again would
     # hold up datagrams for milliseconds.
     gc.freeze()
-    # A hang-up is no reason to drop everybody's datagrams.
+    # A hang-up is no reason to drop everybody's datagrams, and until the role
+    # runs there is nothing to reload.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
-def roleService(make: Callable[[Any], Service]) -> MultiService:
+def roleService(make: Callable[[Any], Any], options: RoleOptions[Any]) -> MultiService:
     """
     The service that twistd starts.
 
     @param make: makes the role's service, given the reactor.
+    @param options: the command line.
     """
     from twisted.internet import reactor
 
-    prepareProcess(reactor)
-    top = RoleService()
+    prepareProcess(reactor, options.config)
     try:
-        make(reactor).setServiceParent(top)
+        return RoleService(make(reactor), options, reactor)
     except ConfigError as error:
         raise SystemExit(f"twistd: {error}") from None
-    return top

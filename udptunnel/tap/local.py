@@ -32,4 +32,4 @@ TCP and UDP of a tun2socks that knows one SOCKS5 server only:
 
 def makeService(options: RoleOptions[LocalConfig]) -> MultiService:
     """The service for a command line."""
-    return roleService(lambda reactor: LocalService(options.config, reactor))
+    return roleService(lambda reactor: LocalService(options.config, reactor), options)

@@ -31,4 +31,4 @@ With TLS, from other machines too:
 
 def makeService(options: RoleOptions[ServerConfig]) -> MultiService:
     """The service for a command line."""
-    return roleService(lambda reactor: ServerService(options.config, reactor))
+    return roleService(lambda reactor: ServerService(options.config, reactor), options)
