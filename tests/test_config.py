@@ -143,13 +143,13 @@ class ForwardTests(SynchronousTestCase):
         ):
             (rule,) = fill(LocalConfig, {"forward": [text]}).forward
             self.assertEqual(rule, Forward(listen, target))
+            self.assertEqual(str(rule), text)
 
     def test_inherited(self) -> None:
         """Instead of an address to listen at, a socket of systemd can be named."""
         (rule,) = fill(LocalConfig, {"forward": ["systemd:dns=192.0.2.1:53"]}).forward
         self.assertEqual(rule, Forward(Inherited("dns"), Address("192.0.2.1", 53)))
         self.assertEqual(str(rule), "systemd:dns=192.0.2.1:53")
-            self.assertEqual(str(rule), text)
 
     def test_refused(self) -> None:
         """A rule that says not both ends, or a name to listen at, or no port to send to, is refused."""

@@ -203,6 +203,9 @@ class LocalConfig:
         "How bursts are spread over several links: flow, each flow on a link of its own; "
         "idle, each burst on the link that was silent longest.",
     )
+    newSources: int = option(
+        256, integer(0, 1 << 20), "N", "New sources a second that a forward takes from one other machine; 0: no limit."
+    )
     tls: str | None = TLS
     tlsTrust: str | None = option(
         None, anyText, "TRUST", "Links are TLS: the CA of udp-server in a PEM file, or sha256:HEX of its certificate."

@@ -10,8 +10,8 @@ from typing import Any
 from udptunnel.core.associations import Association
 from udptunnel.core.counters import Counters
 from udptunnel.core.link import Link, LinkLimits, LocalLink, ServerLink
-from udptunnel.core.queue import Parcel
 from udptunnel.core.login import Challenge, Login
+from udptunnel.core.queue import Parcel
 from udptunnel.core.session import LocalSession, ServerSession
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import split
@@ -216,9 +216,7 @@ class Pair:
         local, server = MemoryCarrier(), MemoryCarrier()
         self.carriers.append((local, server))
         ends = (
-            LocalLink(
-                local, self.limits, self.localCounters, now, self.local.membership, self._welcomed, self.login
-            ),
+            LocalLink(local, self.limits, self.localCounters, now, self.local.membership, self._welcomed, self.login),
             ServerLink(server, self.limits, self.serverCounters, now, self.reception),
         )
         self.links.append(ends)
@@ -233,6 +231,7 @@ class Pair:
 
     def pump(self, now: float = 0.0, cut: Callable[[bytes], list[bytes]] = lambda data: [data]) -> None:
         """Carry bytes to and fro until nothing is left to carry; each load is cut in pieces, and arrives so."""
+        self.reception.now = now
         busy = True
         while busy:
             busy = False

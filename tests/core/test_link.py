@@ -11,11 +11,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.core.fakes import (
     NAME,
     TARGET_ADDRESS,
+    TICKET,
     MemoryCarrier,
+    OpenReception,
     Pair,
     Path,
     Plain,
     RecordingOutlet,
+    countingRandom,
     feed,
     makeAssociation,
     makeParcel,
@@ -25,12 +28,14 @@ from tests.examples import EXAMPLES
 from udptunnel.core.associations import Association
 from udptunnel.core.counters import Counters
 from udptunnel.core.link import MOST_PENDING, Link, LinkLimits, LocalLink, ServerLink
+from udptunnel.core.login import NO_BINDING, Challenge, Login
 from udptunnel.core.queue import Parcel
-from udptunnel.core.session import LocalSession, Session
-from udptunnel.errors import FrameError, LoginError
+from udptunnel.core.session import LocalSession
+from udptunnel.errors import FrameError, LoginError, RefusedError
 from udptunnel.wire.address import Address, packAddress
 from udptunnel.wire.burst import Burst, split
 from udptunnel.wire.frame import (
+    CHALLENGE,
     CLOSE,
     GOAWAY,
     HEADER_BYTES,
@@ -39,15 +44,25 @@ from udptunnel.wire.frame import (
     OPTIONAL,
     PING,
     PONG,
+    PROOF,
     TARGET,
     WELCOME,
+    decode,
     encode,
     ping,
     pong,
     unpackPing,
     unpackPong,
 )
-from udptunnel.wire.greeting import LARGEST_HELLO, Greeting, packHello, packWelcome, unpackGreeting
+from udptunnel.wire.greeting import (
+    LARGEST_HELLO,
+    Greeting,
+    packChallenge,
+    packHello,
+    packProof,
+    packWelcome,
+    unpackGreeting,
+)
 
 SOME = Greeting(NAME, 100, 16384)
 
@@ -57,8 +72,8 @@ ADDRESSES = [Address("192.0.2.1", 1), Address("2001:db8::1", 2), Address("name.e
 def makeLocal(now: float = 0.0, **limits: Any) -> tuple[LocalLink, MemoryCarrier]:
     """udp-local's end of a link that has connected, and what it writes."""
     carrier, counters = MemoryCarrier(), Counters()
-    session = LocalSession(NAME, 100, counters)
-    return LocalLink(carrier, LinkLimits(**limits), counters, now, session, lambda: None), carrier
+    membership = LocalSession(100, counters, countingRandom()).membership
+    return LocalLink(carrier, LinkLimits(**limits), counters, now, membership, lambda: None), carrier
 
 
 def makeUp(now: float = 0.0, **limits: Any) -> tuple[LocalLink, MemoryCarrier]:
@@ -88,12 +103,12 @@ class GreetingTests(SynchronousTestCase):
         _, carrier = makeLocal(targets=77)
         ((word, target, size, body),) = carrier.takeFrames()
         self.assertEqual(word, HELLO)
-        self.assertEqual(unpackGreeting(target, size, body), Greeting(NAME, 100, 77))
+        self.assertEqual(unpackGreeting(target, size, body), Greeting(NAME, 100, 77, alone=True))
 
     def test_nothingBeforeHello(self) -> None:
         """udp-server says nothing to a stranger."""
         carrier = MemoryCarrier()
-        link = ServerLink(carrier, LinkLimits(), Counters(), 0.0, lambda greeting: self.fail("nobody came"))
+        link = ServerLink(carrier, LinkLimits(), Counters(), 0.0, OpenReception(None))
         for now in range(10):
             link.tick(now)
         self.assertEqual(carrier.written, b"")
@@ -129,7 +144,7 @@ class GreetingTests(SynchronousTestCase):
         feed(pair.links[0][1], local.take())
         (word, target, size, body), *_ = server.takeFrames()
         self.assertEqual(word, WELCOME)
-        self.assertEqual(unpackGreeting(target, size, body), Greeting(NAME, 5, 9, lowest=0))
+        self.assertEqual(unpackGreeting(target, size, body), Greeting(NAME, 5, 9, lowest=0, ticket=bytes(range(32))))
 
     def test_waitingGoesAfterTheGreeting(self) -> None:
         """What waited for a link goes over it when it is up."""
@@ -200,28 +215,33 @@ class GreetingTests(SynchronousTestCase):
         self.assertIn("version", str(error))
         self.assertFalse(local.up)
 
-    def test_anotherWelcome(self) -> None:
-        """udp-local does not use a link that is welcomed to another session, or in a version it does not speak."""
-        for greeting in (SOME._replace(session=bytes(16)), SOME._replace(version=2), SOME._replace(version=0)):
+    def test_anotherVersion(self) -> None:
+        """udp-local does not use a link that is welcomed in a version that it does not speak."""
+        for version in (0, 2, 0xFFFF):
             link, _ = makeLocal()
-            self.assertRaises(LoginError, feed, link, packWelcome(greeting))
+            self.assertRaises(RefusedError, feed, link, packWelcome(SOME._replace(version=version)))
             self.assertFalse(link.up)
 
+    def test_anotherSession(self) -> None:
+        """udp-local belongs to the session that the server names, whatever it has asked for."""
+        link, _ = makeLocal()
+        feed(link, packWelcome(SOME._replace(session=b"s" * 16, ticket=TICKET)))
+        assert link.session is not None
+        self.assertEqual((link.up, link.session.name), (True, b"s" * 16))
+
     def test_refused(self) -> None:
-        """Who is not admitted is told why, and udp-local repeats it, however long it is."""
+        """Who is not admitted is told why, and udp-local repeats it, however long it is, and does not hurry back."""
         for reason in ("enough sessions", "x" * 2000):
-            carrier = MemoryCarrier()
-
-            def admit(greeting: Greeting, reason: str = reason) -> Session:
-                raise LoginError(reason)
-
-            server = ServerLink(carrier, LinkLimits(), Counters(), 0.0, admit)
+            carrier, reception = MemoryCarrier(), OpenReception(None)
+            reception.refusal = LoginError(reason)
+            server = ServerLink(carrier, LinkLimits(), Counters(), 0.0, reception)
             self.assertRaises(LoginError, feed, server, packHello(SOME))
             self.assertFalse(server.up)
             self.assertLessEqual(len(carrier.written), HEADER_BYTES + LARGEST_HELLO)
             local, _ = makeLocal()
-            error = self.assertRaises(LoginError, feed, local, carrier.take())
+            error = self.assertRaises(RefusedError, feed, local, carrier.take())
             self.assertIn(reason[:100], str(error))
+            self.assertFalse(local.up)
 
     def test_deadline(self) -> None:
         """A link that is not greeted within ten seconds is closed, at both ends."""
@@ -243,6 +263,294 @@ class GreetingTests(SynchronousTestCase):
                 continue
 
 
+SECRET = bytes(range(32))
+
+
+def makeLogin(secret: bytes = SECRET, user: str = "alice") -> Login:
+    """Who udp-local is."""
+    return Login(user, secret, b"l" * 32, lambda: NO_BINDING)
+
+
+def makeGuarded(who: Login | None = None, **limits: Any) -> Pair:
+    """Two ends with a link that has not been greeted yet; the server asks for the secret of alice."""
+    pair = Pair(**limits)
+    pair.reception.secrets = {"alice": SECRET}
+    pair.login = who or makeLogin()
+    pair.connect()
+    return pair
+
+
+def makeAsked() -> tuple[Pair, ServerLink, bytes]:
+    """Two ends of which the server has asked who is there, its end of the link, and the right answer."""
+    pair = makeGuarded()
+    (local, server), (fromLocal, fromServer) = pair.links[0], pair.carriers[0]
+    feed(server, fromLocal.take())
+    feed(local, fromServer.take())
+    return pair, server, fromLocal.take()
+
+
+class LoginTests(SynchronousTestCase):
+    """How a link comes up where users prove a secret."""
+
+    def test_steps(self) -> None:
+        """HELLO, CHALLENGE, PROOF and WELCOME follow each other, and nothing else is said before."""
+        pair = makeGuarded()
+        (local, server), (fromLocal, fromServer) = pair.links[0], pair.carriers[0]
+        hello = fromLocal.take()
+        ((word, target, size, body),) = plainFrames(hello)
+        self.assertEqual(word, HELLO)
+        greeting = Greeting(NAME, 100, 16384, alone=True, user="alice", nonce=b"l" * 32)
+        self.assertEqual(unpackGreeting(target, size, body), greeting)
+        feed(server, hello)
+        challenge = fromServer.take()
+        expected = Challenge(SECRET, NO_BINDING, b"n" * 32, body, known=True)
+        self.assertEqual(challenge, packChallenge(b"n" * 32, expected.proof))
+        feed(local, challenge)
+        proof = fromLocal.take()
+        self.assertEqual(proof, packProof(makeLogin().answer(body, b"n" * 32, expected.proof)))
+        self.assertFalse(server.up or local.up)
+        feed(server, proof)
+        self.assertEqual(kinds(fromServer.takeFrames()), [WELCOME, PING])
+        self.assertTrue(server.up)
+
+    def test_byteByByte(self) -> None:
+        """It comes up if each byte comes alone."""
+        pair = makeGuarded()
+        pair.pump(0.0, lambda data: [data[at : at + 1] for at in range(len(data))])
+        self.assertTrue(all(end.up for end in pair.links[0]))
+
+    @settings(max_examples=max(10, EXAMPLES // 4), deadline=None)
+    @given(st.lists(st.integers(1, 150), min_size=1, max_size=10))
+    def test_cutAnywhere(self, lengths: list[int]) -> None:
+        """It comes up however its bytes are cut."""
+        pair = makeGuarded()
+
+        def cut(data: bytes) -> list[bytes]:
+            pieces = []
+            for length in lengths * (1 + len(data)):
+                pieces.append(data[:length])
+                data = data[length:]
+            return [each for each in pieces if each]
+
+        pair.pump(0.0, cut)
+        self.assertTrue(all(end.up for end in pair.links[0]))
+
+    def test_inOnePiece(self) -> None:
+        """Whoever knows what will be asked may say everything at once."""
+        pair, _, proof = makeAsked()
+        again = makeGuarded()
+        hello = pair.carriers[0][0].written[: -len(proof)]
+        feed(again.links[0][1], hello + proof + ping(7))
+        self.assertTrue(again.links[0][1].up)
+        self.assertEqual(kinds(again.carriers[0][1].takeFrames()), [CHALLENGE, WELCOME, PING, PONG])
+
+    def test_countsAgree(self) -> None:
+        """What both ends said before the link was up is counted by both: nothing of it stays in flight."""
+        pair = makeGuarded()
+        pair.pump()
+        for end in (0, 1):
+            pair.links[0][end].tick(100.0)
+        pair.pump(100.0)
+        for link in pair.links[0]:
+            self.assertLessEqual(link.report(100.0)["flyingBytes"], len(pong(0, 0)))
+
+    def test_wrongProof(self) -> None:
+        """Whoever can not prove the secret is told so and not let in, and the session hears nothing of him."""
+        for wrong in (bytes(32), SECRET, b"n" * 32):
+            pair, server, _ = makeAsked()
+            error = self.assertRaises(RefusedError, feed, server, packProof(wrong))
+            self.assertEqual(str(error), "user or secret is wrong")
+            self.assertEqual((server.up, pair.server.links, pair.server.resumed), (False, [], False))
+            ((word, _, _, body),) = pair.carriers[0][1].takeFrames()
+            self.assertEqual((word, body), (GOAWAY, b"user or secret is wrong"))
+
+    def test_shortProof(self) -> None:
+        """A PROOF of another length is no frame of ours."""
+        for length in (0, 31, 33, 64):
+            pair, server, _ = makeAsked()
+            self.assertRaises(FrameError, feed, server, encode(PROOF, body=bytes(length)))
+            self.assertEqual(pair.server.links, [])
+
+    def test_wrongServer(self) -> None:
+        """udp-local says nothing more to a server that does not know its secret."""
+        pair = makeGuarded(makeLogin(secret=b"x" * 32))
+        (local, server), (fromLocal, fromServer) = pair.links[0], pair.carriers[0]
+        feed(server, fromLocal.take())
+        self.assertRaises(RefusedError, feed, local, fromServer.take())
+        self.assertEqual((fromLocal.take(), local.up, pair.welcomed), (b"", False, 0))
+
+    def test_unknownUser(self) -> None:
+        """A user who does not exist is asked like any other: from without, they look alike."""
+        said = []
+        for user in ("alice", "mallory"):
+            pair = makeGuarded(makeLogin(b"x" * 32, user))
+            server, fromServer = pair.links[0][1], pair.carriers[0][1]
+            feed(server, pair.carriers[0][0].take())
+            frames = fromServer.takeFrames()
+            error = self.assertRaises(RefusedError, feed, server, packProof(bytes(32)))
+            said.append((kinds(frames), len(frames[0][3]), str(error), fromServer.takeFrames()))
+        self.assertEqual(said[0], said[1])
+
+    def test_serverDoesNotAsk(self) -> None:
+        """udp-local with a secret does not use a link to a server that does not ask for it."""
+        pair = makeGuarded()
+        pair.reception.secrets = {}
+        (local, server), (fromLocal, fromServer) = pair.links[0], pair.carriers[0]
+        feed(server, fromLocal.take())
+        self.assertRaises(RefusedError, feed, local, fromServer.take())
+        self.assertEqual((local.up, pair.local.links, pair.welcomed, pair.local.membership.ticket), (False, [], 0, b""))
+
+    def test_localHasNoSecret(self) -> None:
+        """udp-local without a secret has no answer to a CHALLENGE."""
+        link, carrier = makeLocal()
+        carrier.take()
+        challenge = packChallenge(bytes(32), bytes(32))
+        self.assertRaises(FrameError, link.beginningReceived, challenge[:4])
+        self.assertRaises(FrameError, feed, link, challenge)
+        self.assertEqual(carrier.take(), b"")
+
+    def test_wrongOrderAtServer(self) -> None:
+        """Before HELLO nothing else may come to the server, and behind it nothing but PROOF."""
+        hello, proof = packHello(SOME), packProof(bytes(32))
+        others = [ping(1), pong(1, 1), encode(TARGET), encode(0, 0, 1, b"x"), encode(CLOSE), encode(GOAWAY)]
+        others += [encode(OPTIONAL), packWelcome(SOME), packChallenge(bytes(32), bytes(32))]
+        for frame in [proof, *others]:
+            pair = makeGuarded()
+            self.refuses(pair.links[0][1], pair.carriers[0][1], frame)
+        for frame in [hello, *others]:
+            pair, server, _ = makeAsked()
+            self.refuses(server, pair.carriers[0][1], frame)
+            self.assertEqual((pair.server.links, pair.outlets), ([], {}))
+
+    def test_wrongOrderAtLocal(self) -> None:
+        """udp-local takes one CHALLENGE and then a WELCOME; a farewell is taken any time."""
+        challenge = packChallenge(bytes(32), bytes(32))
+        others = [ping(1), pong(1, 1), encode(TARGET), encode(0, 0, 1, b"x"), encode(CLOSE), encode(OPTIONAL)]
+        others += [packHello(SOME), packProof(bytes(32))]
+        for frame in others:
+            pair = makeGuarded()
+            pair.carriers[0][0].take()
+            self.refuses(pair.links[0][0], pair.carriers[0][0], frame)
+        for frame in [challenge, *others]:
+            pair, _, _ = makeAsked()
+            self.refuses(pair.links[0][0], pair.carriers[0][0], frame)
+
+    def refuses(self, link: Link, carrier: MemoryCarrier, frame: bytes) -> None:
+        """A frame is refused by its first bytes, and as a whole, and is not answered."""
+        self.assertRaises(FrameError, link.beginningReceived, frame[:4])
+        self.assertRaises(FrameError, feed, link, frame)
+        self.assertRaises(FrameError, link.framesReceived, decode(memoryview(frame))[0], 0.0)
+        self.assertEqual((link.up, carrier.take()), (False, b""))
+
+    def test_nothingBehindTheHello(self) -> None:
+        """What comes right behind a HELLO that was not proven yet is not listened to: no PONG, no external port."""
+        for frame in (ping(1), encode(TARGET, body=packAddress(TARGET_ADDRESS)) + encode(0, 0, 1, b"x")):
+            pair = makeGuarded()
+            (_, server), (fromLocal, fromServer) = pair.links[0], pair.carriers[0]
+            self.assertRaises(FrameError, feed, server, fromLocal.take() + frame)
+            self.assertEqual(kinds(fromServer.takeFrames()), [CHALLENGE])
+            self.assertEqual((pair.outlets, pair.server.links), ({}, []))
+
+    def test_afterTheLogin(self) -> None:
+        """On a link that is up there is nothing to prove any more."""
+        for frame in (packChallenge(bytes(32), bytes(32)), packProof(bytes(32))):
+            pair = makeGuarded()
+            pair.pump()
+            for link in pair.links[0]:
+                self.assertRaises(FrameError, feed, link, frame)
+
+    def test_oversized(self) -> None:
+        """No frame before the link is up holds more than 502 bytes, at either end, in pieces or whole."""
+        unknown = bytes((99, 255)) + bytes(255)
+        long = encode(WELCOME, 1, 0, packWelcome(SOME)[HEADER_BYTES:] + unknown * 2)
+        for frame in (long, encode(GOAWAY, body=bytes(503)), encode(CHALLENGE, body=bytes(503))):
+            self.assertRaises(FrameError, makeGuarded().links[0][0].beginningReceived, frame[:HEADER_BYTES])
+        for frame in (long, encode(GOAWAY, body=bytes(503))):
+            pair, _, _ = makeAsked()
+            self.assertRaises(FrameError, pair.links[0][0].beginningReceived, frame[:HEADER_BYTES])
+        _, server, _ = makeAsked()
+        self.assertRaises(FrameError, server.beginningReceived, encode(PROOF, body=bytes(503))[:HEADER_BYTES])
+
+    def test_oversizedBehindAnother(self) -> None:
+        """That also holds for a frame that comes in one piece with the one before it."""
+        unknown = bytes((99, 255)) + bytes(255)
+        long = encode(WELCOME, 1, 0, packWelcome(SOME)[HEADER_BYTES:] + unknown * 2)
+        pair = makeGuarded()
+        (local, server), (fromLocal, fromServer) = pair.links[0], pair.carriers[0]
+        feed(server, fromLocal.take())
+        self.assertRaises(FrameError, feed, local, fromServer.take() + long)
+        self.assertFalse(local.up)
+
+    def test_refusedInstead(self) -> None:
+        """A farewell instead of the WELCOME means that we are not wanted, with or without a secret, at any time."""
+        goAway = encode(GOAWAY, body="zu viele \x1b[31m Gäste".encode())
+        for link in (makeLocal()[0], makeGuarded().links[0][0], makeAsked()[0].links[0][0]):
+            error = self.assertRaises(RefusedError, feed, link, goAway)
+            self.assertIn("zu viele", str(error))
+            self.assertNotIn("\x1b", str(error))
+            self.assertFalse(link.up)
+
+    def test_refusedBeforeAsking(self) -> None:
+        """Whoever can not log in at all is told so instead of being asked."""
+        pair = makeGuarded()
+
+        def challenge(user: str, hello: bytes) -> Challenge:
+            raise RefusedError(f"no {user} here")
+
+        pair.reception.challenge = challenge  # type: ignore[method-assign]
+        (local, server), (fromLocal, fromServer) = pair.links[0], pair.carriers[0]
+        self.assertRaises(RefusedError, feed, server, fromLocal.take())
+        error = self.assertRaises(RefusedError, feed, local, fromServer.take())
+        self.assertIn("no alice here", str(error))
+
+    def test_asksAboutTheHello(self) -> None:
+        """What a proof is about is the body of the HELLO, byte for byte, fields included that we do not know."""
+        asked: list[tuple[str, bytes]] = []
+        pair = makeGuarded()
+
+        def challenge(user: str, hello: bytes) -> None:
+            asked.append((user, hello))
+
+        pair.reception.challenge = challenge  # type: ignore[method-assign,assignment]
+        body = packHello(SOME._replace(user="bob"))[HEADER_BYTES:] + b"\x63\x01?"
+        feed(pair.links[0][1], encode(HELLO, 1, 1, body))
+        self.assertEqual(asked, [("bob", body)])
+
+    def test_deadline(self) -> None:
+        """The time for logging in is what the limits say, from the connection on; being asked does not extend it."""
+        for seconds in (3.0, 30.0):
+            pair = makeGuarded(login=seconds)
+            (local, server), (fromLocal, fromServer) = pair.links[0], pair.carriers[0]
+            feed(server, fromLocal.take(), seconds - 0.1)
+            feed(local, fromServer.take(), seconds - 0.1)
+            for link, carrier in ((local, fromLocal), (server, fromServer)):
+                link.tick(seconds)
+                self.assertFalse(carrier.aborted)
+                link.tick(seconds + 0.1)
+                self.assertTrue(carrier.aborted)
+
+    @settings(max_examples=EXAMPLES, deadline=None)
+    @given(st.integers(0, 2), st.binary(max_size=60), st.booleans(), st.integers(0, 10**6), st.integers(1, 255))
+    def test_fuzz(self, step: int, garbage: bytes, changed: bool, place: int, bits: int) -> None:
+        """
+        Whatever stands in the place of a step, or whichever byte of it is changed, nobody is let in who should not.
+
+        What no proof is about is left out: the four bytes of a header that name versions, or nothing.
+        """
+        pair = makeGuarded()
+        (local, server), (fromLocal, fromServer) = pair.links[0], pair.carriers[0]
+        try:
+            for number, (carrier, link) in enumerate(((fromLocal, server), (fromServer, local), (fromLocal, server))):
+                data = bytearray(carrier.take())
+                if number == step and changed:
+                    meant = [each for each in range(len(data)) if not 4 <= each < 8]
+                    data[meant[place % len(meant)]] ^= bits
+                feed(link, bytes(data) if number != step or changed else garbage)
+        except (FrameError, LoginError):
+            pass
+        self.assertFalse(server.up)
+
+
 class FramesTests(SynchronousTestCase):
     """What may come over a link that is up."""
 
@@ -255,7 +563,7 @@ class FramesTests(SynchronousTestCase):
 
     def test_unknown(self) -> None:
         """Unknown kinds below 0x80 are refused: whoever sends them means something by it."""
-        for kind in (0x06, 0x20, 0x55, 0x75, 0x7F):
+        for kind in (0x06, 0x07, 0x20, 0x55, 0x75, 0x7F):
             link, _ = makeUp()
             self.assertRaises(FrameError, feed, link, encode(kind << 24))
 
@@ -346,7 +654,7 @@ class HeartbeatTests(SynchronousTestCase):
             pair.links[0][end].tick(100.0)
         pair.pump(100.0)
         for link in pair.links[0]:
-            self.assertLessEqual(link.report()["flyingBytes"], len(pong(0, 0)))
+            self.assertLessEqual(link.report(0.0)["flyingBytes"], len(pong(0, 0)))
 
     def test_bounded(self) -> None:
         """While the path is full, one answer waits, however many PINGs come: the newest."""
@@ -374,18 +682,78 @@ class HeartbeatTests(SynchronousTestCase):
         self.assertFalse(carrier.aborted)
 
     def test_dead(self) -> None:
-        """A link is given up when a PING had no answer for three intervals."""
+        """A link is given up when a PING had no answer for two intervals: three after the last sign of life."""
         link, carrier = makeUp(heartbeat=2.0)
-        for now in range(1, 9):
+        for now in range(1, 7):
             link.tick(now)
         self.assertFalse(carrier.aborted)
-        link.tick(8.1)
+        link.tick(6.1)
         self.assertTrue(carrier.aborted)
+
+    def test_busy(self) -> None:
+        """While bursts arrive a link is asked three times less often, and as ever when they end."""
+        pair = Pair().greeted()
+        link, carrier = pair.links[0][0], pair.carriers[0][0]
+        pair.open()
+        feed(link, encode(TARGET, body=packAddress(TARGET_ADDRESS)))
+        pinged = []
+        for now in range(1, 51):
+            if now <= 32:
+                feed(link, encode(0, 0, 1, b"x"), now)
+            link.tick(now)
+            for body in bodies(carrier.takeFrames(), PING):
+                pinged.append(now)
+                feed(link, pong(unpackPing(body), 0), now + 0.1)
+        self.assertEqual(pinged, [15, 30, 37, 42, 47])
+
+    def test_burstsAreNoAnswer(self) -> None:
+        """A link over which bursts arrive, but no answers, is dead in the other direction: it is given up as well."""
+        pair = Pair().greeted()
+        link, carrier = pair.links[0][0], pair.carriers[0][0]
+        pair.open()
+        feed(link, encode(TARGET, body=packAddress(TARGET_ADDRESS)))
+        for now in range(1, 27):
+            feed(link, encode(0, 0, 1, b"x"), now)
+            link.tick(now)
+        self.assertTrue(carrier.aborted)
+
+    def test_strayBursts(self) -> None:
+        """Bursts for associations that are not there do not count as such: nobody needs them."""
+        link, carrier = makeUp()
+        feed(link, encode(TARGET, body=packAddress(TARGET_ADDRESS)))
+        for now in range(1, 6):
+            feed(link, encode(9, 0, 1, b"x"), now)
+            link.tick(now)
+        self.assertEqual(len(bodies(carrier.takeFrames(), PING)), 1)
+
+    def test_silence(self) -> None:
+        """A busy link that falls silent at any time is given up within three intervals."""
+        for silentAt in range(20):
+            pair = Pair().greeted()
+            link, carrier = pair.links[0][0], pair.carriers[0][0]
+            pair.open()
+            feed(link, encode(TARGET, body=packAddress(TARGET_ADDRESS)))
+            for now in range(1, silentAt + 17):
+                if now <= silentAt:
+                    feed(link, encode(0, 0, 1, b"x"), now)
+                    for body in bodies(carrier.takeFrames(), PING):
+                        feed(link, pong(unpackPing(body), 0), now)
+                link.tick(now)
+            self.assertTrue(carrier.aborted, silentAt)
+
+    def test_late(self) -> None:
+        """A link is late when an answer takes longer than a second, until it comes."""
+        link, _ = makeUp()
+        link.tick(5.0)
+        self.assertFalse(link.late(6.0))
+        self.assertTrue(link.late(6.1))
+        feed(link, pong(5_000_000, 0), 6.2)
+        self.assertFalse(link.late(6.2))
 
     def test_otherTrafficIsNoAnswer(self) -> None:
         """A link whose other end can not hear us is dead, whatever it says."""
         link, carrier = makeUp()
-        for now in range(1, 22):
+        for now in range(1, 17):
             link.tick(now)
             feed(link, ping(now), now)
         self.assertTrue(carrier.aborted)
@@ -405,7 +773,7 @@ class HeartbeatTests(SynchronousTestCase):
         link, carrier = makeUp()
         carrier.full = True
         link.offer([makeParcel(makeAssociation())], 0.0)
-        for now in range(1, 22):
+        for now in range(1, 17):
             link.tick(now)
         self.assertTrue(carrier.aborted)
         self.assertEqual(bodies(carrier.takeFrames(), PING), [])
@@ -439,6 +807,29 @@ class FarewellTests(SynchronousTestCase):
         self.assertEqual(pair.emptied, 1)
         pair.pump(1.0)
         self.assertEqual((local.up, pair.local.links, pair.carriers[0][0].closed), (False, [], True))
+
+    def test_farewellIsKept(self) -> None:
+        """What the other end says when it goes is kept for whoever asks why the link has ended."""
+        link, _ = makeUp()
+        self.assertEqual(link.farewell, "")
+        feed(link, encode(GOAWAY, body="tschüß".encode()))
+        self.assertEqual(link.farewell, "tschüß")
+
+    def test_farewellOrNot(self) -> None:
+        """The session is told whether a link ends with a farewell, from either end, or was lost."""
+        for ending, farewell in (
+            (lambda link: link.goAway("bye", 1.0), True),
+            (lambda link: link.goAwayReceived("bye", 1.0), True),
+            (lambda link: link.connectionLost(1.0), False),
+            (lambda link: link.retire(1.0), False),
+        ):
+            for end in (0, 1):
+                pair, told = Pair().greeted(), []
+                link, session = pair.links[0][end], (pair.local, pair.server)[end]
+                session.linkRetired = lambda link, now, farewell, told=told: told.append((link, now, farewell))  # type: ignore[method-assign,misc]
+                ending(link)
+                link.connectionLost(2.0)
+                self.assertEqual(told, [(link, 1.0, farewell)])
 
     def test_reason(self) -> None:
         """GOAWAY says why, so shortly that it may be a link's first frame; any bytes will do."""
@@ -545,9 +936,9 @@ class FullPathTests(SynchronousTestCase):
         link, carrier = makeUp(queueAge=0.2)
         carrier.full = True
         link.offer([makeParcel(makeAssociation(), bytes(100))] * 500, 0.0)
-        self.assertGreater(link.report()["queuedBytes"], 0)
+        self.assertGreater(link.report(0.0)["queuedBytes"], 0)
         link.tick(1.0)
-        self.assertEqual(link.report()["queuedBytes"], 0)
+        self.assertEqual(link.report(0.0)["queuedBytes"], 0)
 
     def test_bounded(self) -> None:
         """No more waits than the queue holds."""
@@ -555,7 +946,7 @@ class FullPathTests(SynchronousTestCase):
         carrier.full = True
         for _ in range(100):
             link.offer([makeParcel(makeAssociation(), bytes(9000))] * 10, 0.0)
-        self.assertLessEqual(link.report()["queuedBytes"], 100_000)
+        self.assertLessEqual(link.report(0.0)["queuedBytes"], 100_000)
 
     def test_smallBursts(self) -> None:
         """However many small bursts wait, all of them go, a thousand buffers at most in one write."""
@@ -641,14 +1032,14 @@ class WindowTests(SynchronousTestCase):
         link.offer([makeParcel(makeAssociation(), bytes(1000))] * 200, 0.0)
         pings = [unpackPing(body) for body in bodies(carrier.takeFrames(), PING)]
         self.assertGreaterEqual(len(pings), 7)
-        feed(link, pong(pings[0], int(link.report()["sentBytes"])), 0.05)
+        feed(link, pong(pings[0], int(link.report(0.0)["sentBytes"])), 0.05)
         self.assertGreater(len(bodies(carrier.takeFrames())), 20)
 
     def test_neverStuck(self) -> None:
         """When the window has shrunk below what no PING followed, a PING is sent: else no answer would make room."""
         link, carrier = makeUp()
         link.offer([makeParcel(makeAssociation(), bytes(1000))] * 200, 0.0)
-        sent = int(link.report()["sentBytes"])
+        sent = int(link.report(0.0)["sentBytes"])
         link.control(encode(OPTIONAL, body=bytes(6000)))
         carrier.take()
         feed(link, pong(0, sent), 10.0)
@@ -659,14 +1050,14 @@ class WindowTests(SynchronousTestCase):
         """A session over a path that is always wanted."""
         path, pair = Path(megabits, roundTrip), Pair(queueAge=1e9)
         narrow, wide = SimulatedCarrier(path, wide=False), SimulatedCarrier(path, wide=True)
-        local = LocalLink(narrow, pair.limits, pair.localCounters, 0.0, pair.local, lambda: None)
-        server = ServerLink(wide, pair.limits, pair.serverCounters, 0.0, lambda greeting: pair.server)
+        local = LocalLink(narrow, pair.limits, pair.localCounters, 0.0, pair.local.membership, lambda: None)
+        server = ServerLink(wide, pair.limits, pair.serverCounters, 0.0, pair.reception)
         narrow.other, wide.other = server, local
         self.server = pair.server
         association, _ = pair.open()
 
         def refill() -> None:
-            if local.report()["queuedBytes"] < 1 << 20:
+            if local.report(path.now)["queuedBytes"] < 1 << 20:
                 association.touch(TARGET_ADDRESS, path.now)
                 pair.local.send([makeParcel(association, *[bytes(1400)] * 8)] * 40, path.now)
             pair.local.tick(path.now)
@@ -785,12 +1176,40 @@ class ReportTests(SynchronousTestCase):
         link, carrier = makeUp()
         feed(link, ping(1), 0.0)
         link.offer([makeParcel(makeAssociation(), b"abc")], 0.0)
-        report = link.report()
+        report = link.report(0.0)
         self.assertEqual(report["sentBytes"], len(carrier.written))
         self.assertEqual(report["receivedBytes"], len(packWelcome(SOME) + pong(0, 0) + ping(0)))
         self.assertEqual(report["queuedBytes"], 0)
         self.assertEqual(report["flyingBytes"], report["sentBytes"])
         feed(link, pong(0, len(carrier.written)), 0.25)
-        report = link.report()
+        report = link.report(0.0)
         self.assertEqual((report["flyingBytes"], report["roundTrip"]), (0, 0.25))
         self.assertLess(report["smallestRoundTrip"], 0.25)
+
+    def test_state(self) -> None:
+        """It also reports whether it is up, whether it is late, and how old it is."""
+        link, _ = makeLocal(now=10.0)
+        report = link.report(11.0)
+        self.assertEqual([report[each] for each in ("up", "late", "age")], [False, False, 1.0])
+        feed(link, packWelcome(SOME), 12.0)
+        report = link.report(13.5)
+        self.assertEqual([report[each] for each in ("up", "late", "age")], [True, True, 3.5])
+        link.connectionLost(14.0)
+        self.assertFalse(link.report(14.0)["up"])
+
+    def test_queueDelay(self) -> None:
+        """How long what waits will wait is known when the path's rate is, and not a matter of dividing by nothing."""
+        link, carrier = makeUp()
+        carrier.full = True
+        link.offer([makeParcel(makeAssociation(), bytes(1000))] * 3, 1.0)
+        self.assertEqual(link.report(1.0)["queueDelay"], 0.0)
+        carrier.full = False
+        link, carrier = makeUp()
+        for now in (1.0, 1.5, 2.0):
+            link.offer([makeParcel(makeAssociation(), bytes(60_000))] * 8, now)
+            feed(link, pong(int(now * 1e6), link.window.sent), now + 0.1)
+        carrier.full = True
+        link.offer([makeParcel(makeAssociation(), bytes(60_000))] * 8, 2.2)
+        report = link.report(2.2)
+        self.assertAlmostEqual(report["queueDelay"], report["queuedBytes"] / link.window.rate)
+        self.assertGreater(report["queueDelay"], 0.0)

@@ -9,16 +9,18 @@ from unittest import SkipTest
 from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.core.fakes import countingRandom
 from udptunnel.core.acl import AccessRules
 from udptunnel.core.counters import Counters
 from udptunnel.core.session import ServerSession
 from udptunnel.errors import ListenError, ResolveError
 from udptunnel.net import egress as egress_module
 from udptunnel.net.datagrams import DatagramPort, Traffic
-from udptunnel.net.egress import NOT_NOW, ROUTE_SECONDS, WAITING_BURSTS, DirectEgress, ExternalPort
+from udptunnel.net.egress import NOT_NOW, ROUTE_SECONDS, WAITING_BURSTS, DirectEgress, ExternalPort, Filtering
 from udptunnel.net.offload import Offload
 from udptunnel.net.testing import PortReactor, RecordingLink, RecordingReceiver
-from udptunnel.wire.address import Address
+from udptunnel.wire.address import Address, packAddress, unpackAddress
+from udptunnel.wire.burst import Burst, count
 from udptunnel.wire.frame import CLOSE, encode
 
 
@@ -39,13 +41,14 @@ class EgressTestCase(SynchronousTestCase):
 
     allow: tuple[str, ...] = ("127.0.0.0/8", "::1")
     mostPorts = 10
+    filtering = Filtering()
 
     def setUp(self) -> None:
         self.reactor, self.counters, self.names = PortReactor(), Counters(), FakeNames()
         self.own: list[str] = []
         self.traffic = Traffic(self.reactor, Offload(), self.counters)
         self.egress: DirectEgress = self.makeEgress()
-        self.session = ServerSession(b"s" * 16, 100, self.counters, self.egress.openOutlet, lambda session: None)
+        self.session = self.makeSession()
         self.link: Any = RecordingLink()
         self.session.links.append(self.link)
         self.target, self.received = self.makeTarget()
@@ -62,7 +65,15 @@ class EgressTestCase(SynchronousTestCase):
         """An egress; what it believes to be its own hosts stands in C{own}."""
         names: Any = self.names
         rules = AccessRules(self.allow)
-        return DirectEgress(self.traffic, self.reactor, rules, names, self.mostPorts, lambda host: host in self.own)
+        return DirectEgress(
+            self.traffic, self.reactor, rules, names, self.mostPorts, lambda host: host in self.own, self.filtering
+        )
+
+    def makeSession(self) -> ServerSession:
+        """A session whose associations have external ports."""
+        return ServerSession(
+            b"s" * 16, 100, self.counters, self.egress.openOutlet, lambda session: None, countingRandom()
+        )
 
     def makeTarget(self, host: str = "127.0.0.1") -> tuple[DatagramPort, RecordingReceiver]:
         """Somebody to send to."""
@@ -135,6 +146,245 @@ class ExternalPortTests(EgressTestCase):
         self.session.closeReceived(1)
         self.assertEqual(self.egress.ports, 0)
         self.assertEqual(self.reactor.getReaders(), [self.target])
+
+
+class StrangersTestCase(EgressTestCase):
+    """An external port that has sent to the target, and others that send to it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.outlet = self.open()
+        self.outlet.send(self.target.address, 1, b"x")
+        self.assertArrives(b"x")
+
+    def sendsBack(self, port: DatagramPort, payload: bytes = b"answer") -> None:
+        """Somebody sends to the external port."""
+        host = "::1" if ":" in port.address.host else "127.0.0.1"
+        port.send((host, self.outlet.address.port), len(payload), payload)
+
+    def assertComeIn(self, *payloads: bytes) -> None:
+        """What was sent has come in, or was dropped: some of it must have come in, in this order."""
+        self.reactor.turn()
+        self.assertEqual([payload for *_, payload in self.link.parcels], list(payloads))
+        self.link.parcels.clear()
+
+    def stranger(self, host: str) -> DatagramPort:
+        """Somebody to whom nothing was sent."""
+        port, _ = self.makeTarget(host)
+        self.addCleanup(port.stopListening)
+        return port
+
+
+class FilteringTests(StrangersTestCase):
+    """Who may send to an external port."""
+
+    filtering = Filtering("address")
+
+    def test_known(self) -> None:
+        """With C{address}, whoever was sent to may answer, and so may others on the same host; nobody else may."""
+        self.sendsBack(self.target)
+        self.assertComeIn(b"answer")
+        self.sendsBack(self.stranger("127.0.0.1"))
+        self.assertComeIn(b"answer")
+        self.sendsBack(self.stranger("127.0.0.2"), b"abc")
+        self.assertComeIn()
+        self.assertEqual(self.counters.dropped, {"from a stranger": 1})
+
+    def test_port(self) -> None:
+        """With C{port}, only what exactly was sent to may."""
+        self.egress.filtering = Filtering("port")
+        outlet = self.outlet = self.open(2)
+        outlet.send(self.target.address, 1, b"x")
+        self.assertArrives(b"x")
+        self.sendsBack(self.stranger("127.0.0.1"))
+        self.assertComeIn()
+        self.sendsBack(self.target)
+        self.assertComeIn(b"answer")
+        self.assertEqual(self.counters.dropped, {"from a stranger": 1})
+
+    def test_afterwards(self) -> None:
+        """Whoever is sent to later may answer from then on; each association knows its own."""
+        other, received = self.makeTarget("127.0.0.2")
+        self.addCleanup(other.stopListening)
+        second = self.open(2)
+        second.send(other.address, 1, b"x")
+        self.reactor.until(lambda: bool(received.bursts))
+        self.sendsBack(other)
+        self.assertComeIn()
+        self.outlet.send(other.address, 1, b"x")
+        self.sendsBack(other)
+        self.assertComeIn(b"answer")
+
+    def test_mapped(self) -> None:
+        """A target in whatever form is known again by its answers."""
+        self.egress.filtering = Filtering("port")
+        self.outlet = self.open(2)
+        target, _ = unpackAddress(packAddress(Address("::ffff:127.0.0.1", self.target.address.port)))
+        self.outlet.send(target, 1, b"x")
+        self.assertArrives(b"x")
+        self.sendsBack(self.target)
+        self.assertComeIn(b"answer")
+
+    def test_name(self) -> None:
+        """A target that is a name is known by the address that it was sent to."""
+        self.outlet = self.open(2)
+        self.outlet.send(Address("name.example", self.target.address.port), 1, b"x")
+        self.sendsBack(self.target)
+        self.assertComeIn()
+        self.names.asked.pop()[2].callback(("127.0.0.1",))
+        self.assertArrives(b"x")
+        self.sendsBack(self.target)
+        self.assertComeIn(b"answer")
+
+    def test_refusedTargets(self) -> None:
+        """Who may not be sent to is not known for that, and may not send either."""
+        self.outlet.send(Address("127.0.0.2", 19), 1, b"x")
+        self.sendsBack(self.stranger("127.0.0.2"))
+        self.assertComeIn()
+
+    def test_bounded(self) -> None:
+        """An association knows so many; then those are forgotten first that it came to know first."""
+        self.patch(egress_module, "MOST_KNOWN", 3)
+        for last in (2, 3):
+            self.outlet.send(Address(f"127.0.0.{last}", 9), 1, b"x")
+        # Sending once more to somebody who is known changes nothing.
+        for _ in range(5):
+            self.outlet.send(self.target.address, 1, b"x")
+        self.sendsBack(self.target)
+        self.assertComeIn(b"answer")
+        self.outlet.send(Address("127.0.0.4", 9), 1, b"x")
+        self.sendsBack(self.target)
+        self.assertComeIn()
+        self.assertEqual(len(self.outlet._known), 3)
+        self.outlet.send(self.target.address, 1, b"x")
+        self.sendsBack(self.target)
+        self.assertComeIn(b"answer")
+
+    def test_nothingLeft(self) -> None:
+        """When all of a wake-up comes from strangers, nothing is sent, and the association is no younger for it."""
+        association = self.session.associations.get(1)
+        assert association is not None
+        used = association.used
+        self.reactor.advance(5)
+        self.sendsBack(self.stranger("127.0.0.2"))
+        self.assertComeIn()
+        self.assertEqual(association.used, used)
+
+
+class StrangerRateTests(StrangersTestCase):
+    """How much strangers may send."""
+
+    filtering = Filtering("endpoint", 10)
+
+    def come(self, number: int, host: str = "127.0.0.2") -> int:
+        """So many datagrams of a stranger come one by one; tells how many come in."""
+        port = self.stranger(host)
+        for _ in range(number):
+            self.sendsBack(port, b"?")
+            self.reactor.turn()
+        taken = sum(count(size, payload) for _, _, size, payload in self.link.parcels)
+        self.link.parcels.clear()
+        return taken
+
+    def test_exact(self) -> None:
+        """As many as the rate may come at once, and from then on as many a second; each other one is counted."""
+        self.assertEqual(self.come(15), 10)
+        self.assertEqual(self.counters.dropped, {"too many from strangers": 5})
+        self.reactor.advance(0.3)
+        self.assertEqual(self.come(15), 3)
+        self.reactor.advance(1)
+        self.assertEqual(self.come(15), 10)
+        self.reactor.advance(3600)
+        self.assertEqual(self.come(15), 10)
+        self.assertEqual(self.counters.dropped, {"too many from strangers": 27})
+
+    def test_slow(self) -> None:
+        """Time counts in full, however often strangers knock meanwhile."""
+        self.come(10)
+        taken = 0
+        for _ in range(40):
+            self.reactor.advance(0.025)
+            taken += self.come(2)
+        self.assertIn(taken, (9, 10))
+
+    def test_allTogether(self) -> None:
+        """It is what all strangers have together, for one external port; another one has its own."""
+        self.assertEqual(self.come(7, "127.0.0.2") + self.come(7, "127.0.0.3"), 10)
+        self.outlet = self.open(2)
+        self.assertEqual(self.come(7), 7)
+
+    def test_bursts(self) -> None:
+        """A burst comes in whole or not at all, and counts as its datagrams."""
+        burst = Burst(Address("198.51.100.1", 9), 1, b"123456")
+        self.outlet.burstsReceived([burst, burst])
+        self.assertEqual([payload for *_, payload in self.link.parcels], [b"123456"])
+        self.assertEqual(self.counters.dropped, {"too many from strangers": 6})
+        self.outlet.burstsReceived([Burst(Address("198.51.100.1", 9), 1, b"1234")])
+        self.assertEqual(self.link.parcels[-1][3], b"1234")
+
+    def test_knownNotLimited(self) -> None:
+        """Whoever was sent to may send without limit, and takes nothing from what strangers may."""
+        for _ in range(50):
+            self.sendsBack(self.target, b"!")
+            self.reactor.turn()
+        self.assertEqual((len(self.link.parcels), self.counters.dropped), (50, {}))
+        self.link.parcels.clear()
+        self.assertEqual(self.come(15), 10)
+
+    def test_noLimit(self) -> None:
+        """A rate of 0 is no limit."""
+        self.egress.filtering = Filtering("endpoint", 0)
+        self.outlet = self.open(2)
+        self.assertEqual(self.come(50), 50)
+
+
+class RulesChangedTests(EgressTestCase):
+    """What other rules close."""
+
+    def start(self, number: int, *hosts: str) -> None:
+        """An association that sends to some hosts."""
+        for host in hosts:
+            self.open(number).send(Address(host, 9), 1, b"x")
+
+    def left(self) -> list[int]:
+        """The associations that are left."""
+        return [each.number for each in self.session.associations]
+
+    def test_onlyWhatItMust(self) -> None:
+        """Those are closed that have sent where nobody may go now, and udp-local is told; the others stay."""
+        self.start(1, "127.0.0.1")
+        self.start(2, "127.0.0.1", "127.0.0.2", "127.0.0.1")
+        self.start(3, "127.0.0.2")
+        self.start(4)
+        self.start(5, "127.0.0.3", "127.0.0.4")
+        self.open(6)
+        self.egress.rulesChanged(AccessRules(("127.0.0.0/8",), ("127.0.0.2",)))
+        self.assertEqual(self.left(), [1, 5, 6])
+        self.assertEqual(sorted(self.link.frames), [encode(CLOSE | 2), encode(CLOSE | 3)])
+        self.assertEqual(self.egress.ports, 3)
+
+    def test_ports(self) -> None:
+        """A rule for ports counts as well."""
+        self.start(1, "127.0.0.1")
+        self.egress.rulesChanged(AccessRules(("127.0.0.0/8",), (), (9,)))
+        self.assertEqual(self.left(), [])
+
+    def test_looser(self) -> None:
+        """Looser rules close nothing, and what was refused goes through from now on."""
+        self.egress.rulesChanged(AccessRules(("127.0.0.1",)))
+        self.start(1, "127.0.0.1", "127.0.0.2")
+        self.assertEqual(self.counters.dropped, {"target refused": 1})
+        self.egress.rulesChanged(AccessRules(("127.0.0.0/8",)))
+        self.assertEqual(self.left(), [1])
+        self.start(1, "127.0.0.2")
+        self.assertEqual(self.counters.dropped, {"target refused": 1})
+
+    def test_parked(self) -> None:
+        """Associations of a session without a link are closed as others are."""
+        self.start(1, "127.0.0.2")
+        self.session.links.clear()
+        self.egress.rulesChanged(AccessRules(("127.0.0.1",)))
+        self.assertEqual((self.left(), self.egress.ports), ([], 0))
 
 
 class LimitTests(EgressTestCase):
@@ -234,20 +484,19 @@ class RouteTests(EgressTestCase):
 
     def test_rulesChanged(self) -> None:
         """Other rules count at once, for known targets too."""
-        outlet = self.open()
-        outlet.send(self.target.address, 1, b"x")
+        self.open().send(self.target.address, 1, b"x")
         self.assertArrives(b"x")
         self.egress.rulesChanged(AccessRules(deny=("127.0.0.1",)))
         self.assertRefused(self.target.address)
         self.egress.rulesChanged(AccessRules(("127.0.0.1",)))
-        outlet.send(self.target.address, 1, b"y")
+        self.open().send(self.target.address, 1, b"y")
         self.assertArrives(b"y")
 
     def test_oneFamily(self) -> None:
         """Without IPv6 on this machine, IPv6 targets are counted and IPv4 ones reached."""
         self.patch(egress_module, "_hasBothFamilies", lambda: False)
         self.egress = self.makeEgress()
-        self.session = ServerSession(b"s" * 16, 100, self.counters, self.egress.openOutlet, lambda session: None)
+        self.session = self.makeSession()
         self.addCleanup(self.session.end)
         outlet = self.open()
         outlet.send(Address("2001:4860:4860::8888", 53), 1, b"abc")

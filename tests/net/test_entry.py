@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.core.fakes import countingRandom
 from tests.examples import EXAMPLES
 from udptunnel.core.counters import Counters
 from udptunnel.core.session import LocalSession
@@ -33,7 +34,7 @@ class EntryTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock, self.counters = Clock(), Counters()
-        self.session = LocalSession(b"s" * 16, 1000, self.counters)
+        self.session = LocalSession(1000, self.counters, countingRandom())
         self.link: Any = RecordingLink()
         self.session.links.append(self.link)
         self.socket = MemorySocket("127.0.0.1", 1080)
@@ -318,6 +319,6 @@ class NoEntryTests(SynchronousTestCase):
     def test_abstract(self) -> None:
         """What an entry does with bursts is left to its kinds."""
         traffic = Traffic(PortReactor(), Offload(), Counters())
-        entry = Entry(traffic, LocalSession(b"s" * 16, 1, Counters()), Clock().seconds, Address("127.0.0.1", 0))
+        entry = Entry(traffic, LocalSession(1, Counters(), countingRandom()), Clock().seconds, Address("127.0.0.1", 0))
         self.assertRaises(NotImplementedError, entry.burstsReceived, [])
         self.assertRaises(NotImplementedError, entry.answer, SOURCE, TARGET, 1, b"x")

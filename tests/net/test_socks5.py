@@ -18,6 +18,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.core.fakes import countingRandom
 from tests.examples import EXAMPLES
 from tests.net.test_pipe import Speaker
 from tests.waiting import until
@@ -80,7 +81,7 @@ class FakeDoor:
         self.asked: list[Address] = []
         self.refusal: ListenError | None = None
         self.reactor, self.counters = PortReactor(), Counters()
-        self.session = LocalSession(b"s" * 16, 1000, self.counters)
+        self.session = LocalSession(1000, self.counters, countingRandom())
         self.link: Any = RecordingLink()
         self.session.links.append(self.link)
         self.traffic = Traffic(self.reactor, Offload(), self.counters)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionLost
@@ -15,19 +17,35 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.net.test_names import FakeResolver
 from tests.net.test_pipe import Speaker
-from tests.services.tunnel import HOSTS, LOOPBACK, NoNames, TunnelTestCase, headerOf
+from tests.services.tunnel import HOSTS, LOOPBACK, NoNames, TunnelTestCase, headerOf, newSecret, portOf
 from tests.waiting import until
 from udptunnel.config import ServerConfig
 from udptunnel.core.link import LOGIN_SECONDS
+from udptunnel.core.login import NO_BINDING, Login
+from udptunnel.core.penalties import BARRED_SECONDS, FAILURES
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.datagrams import DatagramPort
 from udptunnel.net.descriptors import descriptorLimit
 from udptunnel.net.socks5client import addressOf
 from udptunnel.net.testing import MemorySocket, MortalTransport
+from udptunnel.services import server as server_module
 from udptunnel.services.server import FAREWELL_SECONDS, ServerService
 from udptunnel.wire.address import Address, packAddress
-from udptunnel.wire.frame import CLOSE, DATA, GOAWAY, PING, TARGET, WELCOME, decode, encode
-from udptunnel.wire.greeting import Greeting, packHello, unpackGreeting
+from udptunnel.wire.frame import (
+    CHALLENGE,
+    CLOSE,
+    DATA,
+    GOAWAY,
+    HEADER_BYTES,
+    PING,
+    TARGET,
+    WELCOME,
+    decode,
+    encode,
+    pong,
+    unpackPing,
+)
+from udptunnel.wire.greeting import Greeting, packHello, packProof, unpackChallenge, unpackGreeting
 from udptunnel.wire.socks5 import unpackHeader
 
 FAR = Address("127.0.0.1", 53)
@@ -75,10 +93,11 @@ class MemoryTestCase(SynchronousTestCase):
         for _ in range(round(seconds * 4)):
             self.reactor.advance(0.25)
 
-    def connect(self) -> MortalTransport:
+    def connect(self, source: str = "192.0.2.1") -> MortalTransport:
         """Somebody connects."""
         _, factory, *_ = self.reactor.tcpServers[0]
-        transport = MortalTransport()
+        kind = IPv6Address if ":" in source else IPv4Address
+        transport = MortalTransport(peerAddress=kind("TCP", source, 4000))
         transport.attach(factory.buildProtocol(None))
         self.transports.append(transport)
         return transport
@@ -96,16 +115,41 @@ class MemoryTestCase(SynchronousTestCase):
         transport.clear()
         return [(word, *rest, bytes(body)) for word, *rest, body in frames if word != PING]  # type: ignore[misc]
 
-    def greeted(self, session: bytes = NAME) -> MortalTransport:
-        """A link that is up."""
-        transport = self.hello(session)
-        self.assertEqual([word for word, _, _, _ in self.frames(transport)], [WELCOME])
+    def greeted(self, session: bytes = NAME, **fields: Any) -> MortalTransport:
+        """A link that is up, and known to be up; its ticket is kept."""
+        transport = self.hello(session, **fields)
+        frames = decode(memoryview(transport.value()))[0]
+        self.assertEqual([word for word, *_ in frames], [WELCOME, PING])
+        self.welcomed = unpackGreeting(*frames[0][1:])
+        transport.clear()
+        transport.protocol.dataReceived(pong(unpackPing(frames[1][3]), 0))
         return transport
+
+    def another(self, **fields: Any) -> MortalTransport:
+        """One more link of the session that was welcomed last."""
+        return self.greeted(self.welcomed.session, ticket=self.welcomed.ticket, **fields)
 
     def say(self, transport: MortalTransport, *frames: bytes) -> list[tuple[int, int, int, bytes]]:
         """Send frames, and get those that answer them."""
         transport.protocol.dataReceived(b"".join(frames))
         return self.frames(transport)
+
+    def open(self, transport: MortalTransport, *numbers: int) -> list[tuple[int, int, int, bytes]]:
+        """Send a datagram from each of some associations, and get what answers them."""
+        target = encode(TARGET, 0, 0, packAddress(FAR))
+        return self.say(transport, target, *(encode(DATA | number, 0, 1, b"x") for number in numbers))
+
+    def park(self, transport: MortalTransport) -> None:
+        """The only link of a session is lost while it has an association."""
+        self.open(transport, 1)
+        transport.die(ConnectionLost())
+
+    def assertRefused(self, transport: MortalTransport, why: str) -> None:
+        """Somebody is sent away, and told why."""
+        frames = self.frames(transport)
+        self.assertEqual([(word, reason.decode()) for word, _, _, reason in frames], [(GOAWAY, why)])
+        self.assertTrue(transport.disconnecting)
+        transport.die()
 
 
 class WayTests(MemoryTestCase):
@@ -145,14 +189,14 @@ class WayTests(MemoryTestCase):
         # Nothing was dropped on the way, and everything was counted.
         report = self.service.report()
         self.assertEqual((report["sent"], report["received"], report["dropped"]), (3, 3, {}))
-        self.assertEqual((report["sessions"], report["links"], report["associations"]), (1, 1, 1))
-        self.assertEqual(report["externalPorts"], 1)
+        self.assertEqual((report["sessionCount"], report["links"], report["associations"]), (1, 1, 1))
+        self.assertEqual((report["externalPorts"], report["halfOpen"], report["logins"]), (1, 0, {"accepted": 1}))
 
 
 class SessionTests(MemoryTestCase):
     """Who may come in, and what becomes of whom."""
 
-    config = dataclasses.replace(MemoryTestCase.config, maxSessions=2, maxLinks=2)
+    config = dataclasses.replace(MemoryTestCase.config, maxSessions=2, maxLinks=2, resumeGrace=10.0)
 
     def test_welcome(self) -> None:
         """A HELLO is answered with WELCOME, which says what the server grants."""
@@ -164,18 +208,19 @@ class SessionTests(MemoryTestCase):
 
     def test_sessions(self) -> None:
         """Too many sessions are refused with a reason; another link of a known one is not."""
-        self.greeted(b"a" * 16), self.greeted(b"b" * 16)
+        self.greeted(b"b" * 16), self.greeted(b"a" * 16)
         refused = self.hello(b"c" * 16)
         ((word, _, _, reason),) = self.frames(refused)
         self.assertEqual((word, reason), (GOAWAY, b"too many sessions"))
         self.assertTrue(refused.disconnecting)
-        self.greeted(b"a" * 16)
+        self.another()
+        self.assertEqual(self.welcomed.session, b"a" * 16)
         self.assertEqual(len(self.service.sessions), 2)
 
     def test_links(self) -> None:
         """Too many links of one session are refused with a reason."""
-        self.greeted(), self.greeted()
-        ((word, _, _, reason),) = self.frames(self.hello())
+        self.greeted(), self.another()
+        ((word, _, _, reason),) = self.frames(self.hello(ticket=self.welcomed.ticket))
         self.assertEqual((word, reason), (GOAWAY, b"a session has at most 2 links"))
 
     def test_versions(self) -> None:
@@ -205,7 +250,7 @@ class SessionTests(MemoryTestCase):
             self.assertTrue(transport.disconnected)
             self.assertEqual(transport.value(), b"")
             transport.die()
-        self.assertEqual(self.service.links, set())
+        self.assertEqual(self.service.connections, set())
 
     def test_noPong(self) -> None:
         """Before HELLO nothing is answered (S-13)."""
@@ -215,18 +260,22 @@ class SessionTests(MemoryTestCase):
         self.assertTrue(transport.disconnected)
 
     def test_end(self) -> None:
-        """With its last link a session ends, and its external ports are closed."""
-        first, second = self.greeted(), self.greeted()
+        """Without a link a session is parked for a while; then it ends, and its external ports are closed."""
+        first, second = self.greeted(), self.another()
         self.say(first, encode(TARGET, 0, 0, packAddress(FAR)), encode(DATA | 5, 0, 1, b"x"))
         first.die(ConnectionLost())
         self.assertEqual((len(self.service.sessions), self.service.egress.ports), (1, 1))
         second.die(ConnectionLost())
+        self.tick(9)
+        self.assertEqual((len(self.service.sessions), self.service.egress.ports), (1, 1))
+        self.assertEqual(self.service.report()["parkedCount"], 1)
+        self.tick(2)
         self.assertEqual((len(self.service.sessions), self.service.egress.ports), (0, 0))
         self.assertTrue(self.sockets[0].closed)
 
     def test_dyingTransport(self) -> None:
         """The external ports outlive each link but the last."""
-        first, second = self.greeted(), self.greeted()
+        first, second = self.greeted(), self.another()
         self.say(first, encode(TARGET, 0, 0, packAddress(FAR)), encode(DATA | 5, 0, 1, b"x"))
         first.die(ConnectionLost())
         self.assertFalse(self.sockets[0].closed)
@@ -266,6 +315,93 @@ class SessionTests(MemoryTestCase):
         self.resolver.answer("127.0.0.1")
         self.assertEqual([each for each, _ in self.sockets[0].sent], [b"x"])
 
+    def test_parkedCount(self) -> None:
+        """Parked sessions count for the limit (S-18); who comes back to his own is let in all the same."""
+        self.greeted(b"b" * 16)
+        self.park(self.greeted(b"a" * 16))
+        self.assertRefused(self.hello(b"c" * 16), "too many sessions")
+        self.another()
+        self.assertEqual((self.welcomed.session, self.welcomed.resumed), (b"a" * 16, True))
+
+    def test_nothingToKeep(self) -> None:
+        """A session without associations is over with its last link."""
+        self.greeted().die(ConnectionLost())
+        self.assertEqual(self.service.sessions, {})
+
+    def test_unconfirmed(self) -> None:
+        """A session that was lost before anybody is known to have its ticket is not parked: nobody could come back."""
+        transport = self.hello()
+        self.open(transport, 5)
+        self.assertEqual(self.service.egress.ports, 1)
+        transport.die(ConnectionLost())
+        self.assertEqual((self.service.sessions, self.service.egress.ports), ({}, 0))
+
+    def test_answerLost(self) -> None:
+        """A WELCOME may be lost: what was shown for it is good once more, and the link of the first try goes."""
+        self.park(self.greeted())
+        ticket = self.welcomed.ticket
+        lost = self.hello(ticket=ticket)
+        self.another()
+        self.assertTrue(lost.disconnected)
+        self.assertTrue(self.welcomed.resumed)
+        # Now it is known that the new ticket has arrived.
+        self.assertNotEqual(self.welcomed.ticket, ticket)
+        late = self.hello(ticket=ticket)
+        self.assertEqual(len(self.service.sessions), 2)
+        for transport in (lost, late):
+            transport.die(ConnectionLost())
+
+    def test_alone(self) -> None:
+        """Who has no other link that he knows of takes the session over from those that we still hold for alive."""
+        dead = self.greeted()
+        self.open(dead, 5)
+        self.another(alone=True)
+        self.assertTrue(dead.disconnected)
+        (session,) = self.service.sessions.values()
+        self.assertEqual((len(session.links), self.service.egress.ports), (1, 1))
+        self.sockets[0].arrived.append((b"answer", tuple(FAR)))
+        self.ports[0].doRead()
+        self.assertEqual([frame[3] for frame in self.frames(self.transports[-1]) if frame[0] == DATA | 5], [b"answer"])
+        dead.die()
+
+    def test_aloneWithNothing(self) -> None:
+        """So it is with a session that has nothing which would be worth keeping."""
+        dead = self.greeted()
+        again = self.another(alone=True)
+        self.assertEqual(list(self.service.sessions), [NAME])
+        self.open(again, 5)
+        self.assertEqual(self.service.report()["associations"], 1)
+        dead.die()
+
+    def test_farewellOfOne(self) -> None:
+        """Who says farewell on one link of two goes on with the other; on the last one, the session is over at once."""
+        first, second = self.greeted(), self.another()
+        self.say(first, encode(GOAWAY, body=b"one link less"))
+        self.assertEqual(len(self.service.sessions), 1)
+        self.say(second, encode(GOAWAY, body=b"udp-local stops"))
+        self.assertEqual(self.service.sessions, {})
+        self.assertTrue(first.disconnecting and second.disconnecting)
+
+    def test_afterFarewell(self) -> None:
+        """Whoever was sent away is heard no more, though TLS still brings what he says until he closes it, too."""
+        self.addCleanup(lambda: [port.closed() for port in list(self.service.egress._ports)])
+        transport = self.greeted()
+        self.open(transport, 5)
+        (connection,) = self.service.connections
+        assert connection.link is not None
+        connection.link.goAway("not welcome any more", self.reactor.seconds())
+        self.assertEqual((self.service.sessions, self.service.egress.ports), ({}, 0))
+        self.open(transport, 6)
+        self.assertEqual((self.service.counters.sent, self.service.egress.ports), (1, 0))
+
+    def test_farewellAndMore(self) -> None:
+        """What stands behind a farewell is not heard either."""
+        self.addCleanup(lambda: [port.closed() for port in list(self.service.egress._ports)])
+        transport = self.greeted()
+        self.open(transport, 5)
+        self.say(transport, encode(GOAWAY), encode(DATA | 6, 0, 1, b"x"))
+        self.assertEqual((self.service.counters.sent, self.service.egress.ports), (1, 0))
+
     def test_farewell(self) -> None:
         """A server that stops says so on each link, waits for a moment, and closes what is left."""
         transport = self.greeted()
@@ -293,6 +429,262 @@ class PortLimitTests(MemoryTestCase):
         self.say(transport, encode(DATA | 1, 0, 1, b"y"))
         self.assertEqual([each for each, _ in self.sockets[0].sent], [b"x", b"y"])
         self.greeted(b"b" * 16)
+
+
+class LoginTimeoutTests(MemoryTestCase):
+    """How long logging in may take."""
+
+    config = dataclasses.replace(MemoryTestCase.config, loginTimeout=3.0)
+
+    def test_timeout(self) -> None:
+        """--login-timeout decides, and those that are up are not touched by it."""
+        up, silent = self.greeted(), self.connect()
+        self.tick(2.75)
+        self.assertFalse(silent.disconnected)
+        self.tick(1.5)
+        self.assertTrue(silent.disconnected)
+        self.assertFalse(up.disconnected)
+        silent.die()
+        self.assertEqual(self.service.report()["halfOpen"], 0)
+
+
+class HalfOpenTests(MemoryTestCase):
+    """Connections that are not logged in."""
+
+    config = dataclasses.replace(MemoryTestCase.config, maxHalfOpen=4)
+
+    def gone(self, transports: list[MortalTransport]) -> list[int]:
+        """Which connections were closed."""
+        return [place for place, each in enumerate(transports) if each.disconnected]
+
+    def test_oneMustGo(self) -> None:
+        """One more than there may be makes one of them go, and it is never the one that has just come."""
+        waiting = [self.connect() for _ in range(4)]
+        self.assertEqual((self.gone(waiting), self.service.logins), ([], {}))
+        for number in range(1, 30):
+            waiting.append(self.connect())
+            self.assertFalse(waiting[-1].disconnected)
+            self.assertEqual(len(self.gone(waiting)), number)
+        report = self.service.report()
+        self.assertEqual((report["halfOpen"], report["logins"]), (4, {"dropped early": 29}))
+
+    def test_mostOfOneSource(self) -> None:
+        """It is one of the source that has most of them."""
+        honest = [self.connect("192.0.2.7"), self.connect("192.0.2.8")]
+        flood = [self.connect("192.0.2.66") for _ in range(20)]
+        self.assertEqual(self.gone(honest), [])
+        self.assertEqual(len(self.gone(flood)), 18)
+
+    def test_loggedIn(self) -> None:
+        """Those that have logged in do not count, nor do those that are gone."""
+        up = [self.greeted(bytes((number,)) * 16) for number in range(10)]
+        self.assertEqual(self.service.report()["halfOpen"], 0)
+        for _ in range(10):
+            self.connect().die()
+        waiting = [self.connect() for _ in range(4)]
+        self.assertEqual((self.gone(up), self.gone(waiting)), ([], []))
+
+
+class MemoryLimitTests(MemoryTestCase):
+    """--max-memory."""
+
+    config = dataclasses.replace(MemoryTestCase.config, maxMemory=100)
+
+    def hold(self, megabytes: int) -> None:
+        """The process holds so much memory, and looks."""
+        self.patch(server_module, "residentBytes", lambda: megabytes << 20)
+        self.tick(1)
+
+    def test_crammed(self) -> None:
+        """Above the limit nothing new is let in; what is there goes on, and may come back."""
+        up = self.greeted()
+        self.open(up, 1)
+        self.hold(101)
+        self.assertRefused(self.hello(b"b" * 16), "too many sessions")
+        self.assertEqual(self.open(up, 1, 2), [(CLOSE | 2, 0, 0, b"")])
+        self.assertEqual(self.service.counters.dropped, {"no external port": 1})
+        up.die(ConnectionLost())
+        again = self.another()
+        self.assertTrue(self.welcomed.resumed)
+        self.open(again, 1)
+        self.assertEqual([each for each, _ in self.sockets[0].sent], [b"x", b"x", b"x"])
+        self.hold(100)
+        self.assertEqual(self.open(again, 2), [])
+        self.greeted(b"b" * 16)
+
+    def test_unlimited(self) -> None:
+        """Without a limit nobody looks."""
+        self.service.config = dataclasses.replace(self.config, maxMemory=0)
+        self.patch(server_module, "residentBytes", lambda: self.fail("looked"))
+        self.tick(2)
+        self.greeted()
+
+
+class UserTestCase(MemoryTestCase):
+    """Users with secrets."""
+
+    def setUp(self) -> None:
+        lines = {user: newSecret(user) for user in ("alice", "bob")}
+        self.secrets = {user: bytes.fromhex(line.strip().partition(":")[2]) for user, line in lines.items()}
+        self.config = dataclasses.replace(self.config, secrets=TunnelTestCase.file(self, "".join(lines.values())))  # type: ignore[arg-type]
+        super().setUp()
+
+    def challenged(self, user: str, source: str, session: bytes, **fields: Any) -> tuple[MortalTransport, Login, bytes]:
+        """Somebody who says that he is a user is asked to prove it; tells how he would."""
+        hello = packHello(Greeting(session, 100, 100, user=user, nonce=b"l" * 32, **fields))
+        transport = self.connect(source)
+        self.assertFalse(transport.disconnected, f"{source} is not listened to")
+        transport.protocol.dataReceived(hello)
+        login = Login(user, self.secrets.get(user, bytes(32)), b"l" * 32, lambda: NO_BINDING)
+        return transport, login, hello[HEADER_BYTES:]
+
+    def logIn(
+        self, user: str = "alice", session: bytes = NAME, source: str = "192.0.2.1", **fields: Any
+    ) -> MortalTransport:
+        """A user logs in."""
+        transport, login, hello = self.challenged(user, source, session, **fields)
+        ((word, _, _, body),) = self.frames(transport)
+        self.assertEqual(word, CHALLENGE)
+        transport.protocol.dataReceived(packProof(login.answer(hello, *unpackChallenge(body))))
+        frames = decode(memoryview(transport.value()))[0]
+        if frames[0][0] == WELCOME:
+            self.welcomed = unpackGreeting(*frames[0][1:])
+            transport.clear()
+            transport.protocol.dataReceived(pong(unpackPing(frames[1][3]), 0))
+        return transport
+
+    def fail_(self, user: str = "alice", source: str = "192.0.2.1") -> None:
+        """Somebody tries to log in, and fails."""
+        transport, _, _ = self.challenged(user, source, NAME)
+        self.frames(transport)
+        transport.protocol.dataReceived(packProof(bytes(32)))
+        self.assertRefused(transport, "user or secret is wrong")
+
+    def assertBarred(self, source: str) -> None:
+        """Nobody from there is listened to."""
+        transport = self.connect(source)
+        self.assertTrue(transport.disconnected)
+        self.assertEqual(transport.value(), b"")
+        transport.die()
+
+
+class PenaltyTests(UserTestCase):
+    """Who fails again and again."""
+
+    def test_barred(self) -> None:
+        """After five failures a source is not listened to for a while, whoever it says it is; others are."""
+        for user in ("alice", "bob", "nobody", "alice", "alice"):
+            self.fail_(user)
+        self.assertEqual(self.service.logins, {"refused": 5})
+        self.assertBarred("192.0.2.1")
+        self.logIn(source="192.0.2.2")
+        self.tick(BARRED_SECONDS - 1)
+        self.assertBarred("192.0.2.1")
+        self.tick(1)
+        self.logIn("bob", b"b" * 16)
+
+    def test_fewer(self) -> None:
+        """Less than five do no harm."""
+        for _ in range(FAILURES - 1):
+            self.fail_()
+        self.logIn()
+
+    def test_loopback(self) -> None:
+        """Whoever comes from loopback may come through a proxy like all others: nobody is kept out there."""
+        for source in ("127.0.0.1", "127.0.0.2", "::1"):
+            for _ in range(3 * FAILURES):
+                self.fail_(source=source)
+            self.logIn(session=source.encode().ljust(16), source=source)
+
+    def test_noLogin(self) -> None:
+        """Silence, nonsense and a full house are no failed logins."""
+        for words in (b"", b"GET / HTTP/1.1\r\n\r\n", encode(PING, body=bytes(8))) * FAILURES:
+            transport = self.connect()
+            transport.protocol.dataReceived(words)
+            transport.die(ConnectionLost())
+        self.logIn()
+
+    def test_tickets(self) -> None:
+        """Who shows tickets of sessions that are not his is barred as well, though he gets sessions of his own."""
+        self.logIn()
+        for _ in range(FAILURES):
+            self.logIn("bob", NAME, "192.0.2.66", ticket=b"t" * 32)
+            self.assertNotEqual(self.welcomed.session, NAME)
+        self.assertBarred("192.0.2.66")
+        self.assertEqual(len(self.service.sessions[NAME].links), 1)
+
+    def test_noProof(self) -> None:
+        """Who was asked for a proof has no more time for it than others."""
+        transport, _, _ = self.challenged("alice", "192.0.2.1", NAME)
+        self.tick(LOGIN_SECONDS + 1.5)
+        self.assertTrue(transport.disconnected)
+        transport.die()
+        self.assertEqual(self.service.sessions, {})
+
+
+class ReloadTests(UserTestCase):
+    """Users who are just logging in while files are read again."""
+
+    def finish(self, transport: MortalTransport, login: Login, hello: bytes) -> list[int]:
+        """Somebody who was asked proves who he is; tells what is answered."""
+        ((_, _, _, body),) = self.frames(transport)
+        transport.protocol.dataReceived(packProof(login.answer(hello, *unpackChallenge(body))))
+        return [word for word, *_ in self.frames(transport)]
+
+    def test_removedMeanwhile(self) -> None:
+        """Who was asked for his secret before it was taken out of the file does not come in with it afterwards."""
+        pending = {user: self.challenged(user, "192.0.2.1", user.encode().ljust(16)) for user in self.secrets}
+        assert self.config.secrets is not None
+        with open(self.config.secrets, "w") as file:
+            file.write(f"alice:{self.secrets['alice'].hex()}\n")
+        self.service.reload(self.config)
+        self.assertEqual(self.finish(*pending["alice"]), [WELCOME])
+        self.assertEqual(self.finish(*pending["bob"]), [GOAWAY])
+
+
+class UserLimitTests(UserTestCase):
+    """What one user may have."""
+
+    config = dataclasses.replace(
+        MemoryTestCase.config, maxUserSessions=2, maxUserAssociations=3, resumeGrace=10.0, maxAssociations=10
+    )
+
+    def test_sessions(self) -> None:
+        """A user has so many sessions and no more; others have theirs."""
+        self.logIn(session=b"1" * 16), self.logIn(session=b"2" * 16)
+        self.assertRefused(self.logIn(session=b"3" * 16), "too many sessions of alice")
+        self.logIn("bob", b"4" * 16)
+        self.assertEqual(len(self.service.sessions), 3)
+
+    def test_parkedSessions(self) -> None:
+        """Parked ones count (S-18), until they are over; who comes back to one is let in."""
+        self.logIn(session=b"1" * 16)
+        self.park(self.logIn(session=b"2" * 16))
+        ticket = self.welcomed.ticket
+        self.assertRefused(self.logIn(session=b"3" * 16), "too many sessions of alice")
+        self.logIn(session=b"2" * 16, ticket=ticket).die(ConnectionLost())
+        self.assertTrue(self.welcomed.resumed)
+        self.tick(11)
+        self.logIn(session=b"3" * 16)
+        self.assertEqual(sorted(self.service.sessions), [b"1" * 16, b"3" * 16])
+
+    def test_associations(self) -> None:
+        """So are associations, over all sessions of a user together, those of parked sessions included."""
+        first, second = self.logIn(session=b"1" * 16), self.logIn(session=b"2" * 16)
+        self.assertEqual(self.open(first, 1, 2), [])
+        self.assertEqual(self.open(second, 1, 2), [(CLOSE | 2, 0, 0, b"")])
+        self.assertEqual((self.service.counters.dropped, self.service.egress.ports), ({"no external port": 1}, 3))
+        self.assertEqual(self.open(self.logIn("bob", b"4" * 16), 1, 2, 3), [])
+        first.die(ConnectionLost())
+        self.assertEqual(self.open(second, 3), [(CLOSE | 3, 0, 0, b"")])
+        self.say(second, encode(CLOSE | 1))
+        self.assertEqual(self.open(second, 3), [])
+
+    def test_forgotten(self) -> None:
+        """Nothing is kept of users who are gone."""
+        for _ in range(5):
+            self.say(self.logIn(), encode(GOAWAY))
+        self.assertEqual((self.service._byUser, self.service._owners), ({}, {}))
 
 
 class ConfigurationTests(SynchronousTestCase):
@@ -444,6 +836,27 @@ class TunnelTests(TunnelTestCase):
         await until(lambda: stranger.lost)
         self.assertEqual(stranger.heard, b"")
         await self.assertEchoes(local.entries[0].port.address)
+
+
+class CrowdTests(TunnelTestCase):
+    """A crowd before the door."""
+
+    async def test_silentCrowd(self) -> None:
+        """Among 300 connections that say nothing, somebody who means well logs in."""
+        server = self.startServer(maxHalfOpen=64)
+        for number in range(1, 301):
+            silent = socket.socket()
+            self.addCleanup(silent.close)
+            silent.setblocking(False)
+            silent.connect_ex(("127.0.0.1", portOf(server)))
+            if number % 20 == 0:
+                # No more at a time than stand in line before the door.
+                await until(lambda: server.logins["dropped early"] + server.report()["halfOpen"] == number)  # noqa: B023
+        self.assertEqual((server.report()["halfOpen"], server.logins["dropped early"]), (64, 300 - 64))
+        local = self.startLocal(server, self.echo())
+        await self.linksUp(local)
+        await self.assertEchoes(local.entries[0].port.address)
+        self.assertEqual((server.logins["accepted"], local.reconnects), (1, 0))
 
 
 class TunnelWithoutOffloadTests(TunnelTests):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
@@ -19,6 +22,8 @@ from udptunnel.net.datagrams import DatagramPort, Traffic
 from udptunnel.net.offload import Offload
 from udptunnel.net.socks5client import addressOf
 from udptunnel.net.testing import RecordingReceiver
+from udptunnel.pki import Authority
+from udptunnel.services import local as local_module
 from udptunnel.services import server as server_module
 from udptunnel.services.demo import EchoTarget
 from udptunnel.services.local import LocalService
@@ -80,10 +85,72 @@ class Control(Protocol):
         self.lost = True
 
 
+class Conversation:
+    """
+    An application and a target that talk through a forward.
+
+    @ivar external: the ports that the target has heard from, in order, each once in a row.
+    """
+
+    def __init__(self, test: TunnelTestCase) -> None:
+        self._near, self._answers = test.application()
+        self._far, self._questions = test.application()
+        self.external: list[int] = []
+        self._count = 0
+
+    @property
+    def target(self) -> Address:
+        """What the forward is to lead to."""
+        return self._far.address
+
+    async def turn(self, local: LocalService, entry: int = 0) -> int:
+        """Ask the target something and hear its answer; tells from which external port the question came."""
+        self._count += 1
+        text = str(self._count).encode()
+        self._near.send(local.entries[entry].port.address, len(text), text)
+        await until(lambda: text in self._questions.datagrams, f"question {self._count}")
+        port = self._questions.bursts[-1].source.port
+        self._far.send(Address("127.0.0.1", port), len(text), text)
+        await until(lambda: text in self._answers.datagrams, f"answer {self._count}")
+        if self.external[-1:] != [port]:
+            self.external.append(port)
+        return port
+
+    async def hear(self, port: int) -> None:
+        """Let the target say something to an external port of its own accord, and hear it at the other end."""
+        self._count += 1
+        text = str(self._count).encode()
+        self._far.send(Address("127.0.0.1", port), len(text), text)
+        await until(lambda: text in self._answers.datagrams, f"message {self._count}")
+
+
 class TunnelTestCase(TestCase):
     """What tests with real sockets need; what they opened is closed after them."""
 
     offload = "all"
+
+    def tickOften(self) -> None:
+        """Both roles look at the clock often, though heartbeats are long: nobody dies because a test is slow."""
+        for module in (server_module, local_module):
+            self.patch(module, "tickSeconds", lambda config: 0.02)
+
+    def file(self, text: str) -> str:
+        """The name of a file that holds a text."""
+        path = Path(self.mktemp()).absolute()
+        path.write_text(text)
+        return str(path)
+
+    def pki(self, *users: str) -> Authority:
+        """A CA in a folder of its own, with the bundles of a server on loopback and of some users."""
+        authority = Authority(Path(self.mktemp()).absolute(), datetime.now(UTC))
+        authority.create(HOSTS, 1)
+        for user in users:
+            authority.add(user, 1)
+        return authority
+
+    async def linksUp(self, local: LocalService, links: int = 1) -> None:
+        """So many links are up."""
+        await until(lambda: len(local.session.links) == links, f"{links} links are up")
 
     def startServer(self, listen: str = "tcp:0:interface=127.0.0.1", **fields: Any) -> ServerService:
         """udp-server, which may send to loopback addresses."""
@@ -156,6 +223,34 @@ class TunnelTestCase(TestCase):
         self.assertEqual(receiver.datagrams, datagrams + burst)
         self.assertEqual(receiver.sources, {to})
         port.stopListening()
+
+
+def newSecret(user: str) -> str:
+    """A line of a file with secrets."""
+    return f"{user}:{os.urandom(32).hex()}\n"
+
+
+def freePort() -> int:
+    """A TCP port on which nobody listens just now."""
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        return int(tried.getsockname()[1])
+
+
+def cut(server: ServerService) -> None:
+    """Reset all connections from outside, as a firewall does that forgets them."""
+    for connection in list(server.connections):
+        connection.abort()
+
+
+def portOf(server: ServerService) -> int:
+    """Where udp-server listens."""
+    return addressOf(server.listeners[0].address).port
+
+
+def listenAt(port: int) -> str:
+    """The same place as somebody before."""
+    return f"tcp:{port}:interface=127.0.0.1"
 
 
 def socketHost(target: Address) -> str:

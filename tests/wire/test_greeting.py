@@ -8,17 +8,25 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.examples import EXAMPLES
 from udptunnel.errors import FrameError
-from udptunnel.wire.frame import GOAWAY, HEADER_BYTES, HELLO, WELCOME, decode, encode
+from udptunnel.wire.frame import CHALLENGE, GOAWAY, HEADER_BYTES, HELLO, PROOF, WELCOME, decode, encode
 from udptunnel.wire.greeting import (
     LARGEST_HELLO,
+    LARGEST_USER,
+    NONCE_BYTES,
+    PROOF_BYTES,
     SESSION_BYTES,
+    TICKET_BYTES,
     VERSION,
     Greeting,
     checkFirstBytes,
     commonVersion,
+    packChallenge,
     packHello,
+    packProof,
     packWelcome,
+    unpackChallenge,
     unpackGreeting,
+    unpackProof,
 )
 
 thorough = settings(max_examples=EXAMPLES, deadline=None)
@@ -27,6 +35,22 @@ NAME = bytes(range(SESSION_BYTES))
 
 FIELDS = "01 10 000102030405060708090a0b0c0d0e0f  02 04 00004000  03 04 00000100"
 
+MORE_FIELDS = (
+    "04 20 202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f"
+    "05 01 07"
+    "06 05 7ac3bc7269"
+    "07 20 404142434445464748494a4b4c4d4e4f505152535455565758595a5b5c5d5e5f"
+)
+"""The fields that need not be there: ticket, flags, user and nonce."""
+
+TICKET, NONCE = bytes(range(0x20, 0x40)), bytes(range(0x40, 0x60))
+
+secrets = st.just(b"") | st.binary(min_size=32, max_size=32)
+
+users = st.text(max_size=LARGEST_USER).filter(
+    lambda user: user.isprintable() and len(user.encode("utf-8", "replace")) <= LARGEST_USER
+)
+
 greetings = st.builds(
     Greeting,
     session=st.binary(min_size=SESSION_BYTES, max_size=SESSION_BYTES),
@@ -34,6 +58,12 @@ greetings = st.builds(
     targets=st.integers(1, 65536),
     version=st.integers(0, 0xFFFF),
     lowest=st.integers(0, 0xFFFF),
+    ticket=secrets,
+    alone=st.booleans(),
+    idle=st.booleans(),
+    resumed=st.booleans(),
+    user=users,
+    nonce=secrets,
 )
 
 
@@ -72,6 +102,31 @@ class GreetingTests(SynchronousTestCase):
         self.assertEqual(unpackFrame(hello), makeGreeting())
         self.assertEqual(unpackFrame(welcome), makeGreeting(lowest=0))
 
+    def test_goldenFully(self) -> None:
+        """The bytes of a HELLO and a WELCOME that say everything never change, either."""
+        full = makeGreeting()._replace(ticket=TICKET, alone=True, idle=True, resumed=True, user="züri", nonce=NONCE)
+        hello = bytes.fromhex("75647074 0001 0001 006c" + FIELDS + MORE_FIELDS)
+        welcome = bytes.fromhex("55445054 0001 0000 006c" + FIELDS + MORE_FIELDS)
+        self.assertEqual(packHello(full), hello)
+        self.assertEqual(packWelcome(full), welcome)
+        self.assertEqual(unpackFrame(hello), full)
+        self.assertEqual(unpackFrame(welcome), full._replace(lowest=0))
+
+    def test_flags(self) -> None:
+        """Each flag has a bit of its own; where none is set the field is left out."""
+        for bit, flags in ((1, "alone"), (2, "idle"), (4, "resumed")):
+            greeting = makeGreeting()._replace(**{flags: True})
+            self.assertEqual(bodyOf(greeting), bytes.fromhex(FIELDS + f"05 01 {bit:02x}"))
+            self.assertEqual(unpackFrame(packHello(greeting)), greeting)
+        self.assertEqual(unpackGreeting(1, 1, bytes.fromhex(FIELDS + "05 01 00")), makeGreeting())
+
+    def test_unknownFlags(self) -> None:
+        """Flags of later versions are skipped, and so are more bytes of them; no byte means no flag."""
+        for flags in ("05 01 f8", "05 02 00 ff", "05 00"):
+            self.assertEqual(unpackGreeting(1, 1, bytes.fromhex(FIELDS + flags)), makeGreeting())
+        for flags in ("05 01 fa", "05 03 02 ffff"):
+            self.assertEqual(unpackGreeting(1, 1, bytes.fromhex(FIELDS + flags)), makeGreeting()._replace(idle=True))
+
     def test_letters(self) -> None:
         """A link is known in a packet dump by its first letters."""
         self.assertTrue(packHello(makeGreeting()).startswith(b"udpt"))
@@ -84,7 +139,7 @@ class GreetingTests(SynchronousTestCase):
 
     def test_unknownFields(self) -> None:
         """Fields of later versions are skipped, before and behind those that are known."""
-        for body in ("04 00" + FIELDS, FIELDS + "ff 03 616263", "00 01 00" + FIELDS + "09 00"):
+        for body in ("08 00" + FIELDS, FIELDS + "ff 03 616263", "00 01 00" + FIELDS + "09 00"):
             self.assertEqual(unpackGreeting(1, 1, bytes.fromhex(body)), makeGreeting())
 
     def test_missing(self) -> None:
@@ -95,10 +150,15 @@ class GreetingTests(SynchronousTestCase):
             self.assertRaises(FrameError, unpackGreeting, 1, 1, body)
 
     def test_cutShort(self) -> None:
-        """A greeting that ends too early is refused, wherever it ends."""
+        """A greeting that ends too early is refused, wherever it ends within its fields."""
         body = bodyOf(makeGreeting())
         for kept in range(len(body)):
             self.assertRaises(FrameError, unpackGreeting, 1, 1, body[:kept])
+        full = body + bytes.fromhex(MORE_FIELDS)
+        complete = {len(body) + each for each in (0, 34, 37, 44, 78)}
+        for kept in range(len(body), len(full)):
+            if kept not in complete:
+                self.assertRaises(FrameError, unpackGreeting, 1, 1, full[:kept])
         for begun in ("ff", "ff 03", "ff 03 6162"):
             self.assertRaises(FrameError, unpackGreeting, 1, 1, body + bytes.fromhex(begun))
 
@@ -113,6 +173,31 @@ class GreetingTests(SynchronousTestCase):
             self.assertEqual(unpackFrame(packHello(makeGreeting(targets=targets))).targets, targets)
         for targets in (0, 65537, 2**32 - 1):
             self.assertRaises(FrameError, unpackFrame, packHello(makeGreeting(targets=targets)))
+
+    def test_secrets(self) -> None:
+        """A ticket and a nonce have 32 bytes, or are not there."""
+        self.assertEqual((TICKET_BYTES, NONCE_BYTES), (32, 32))
+        for number in (4, 7):
+            for length in (1, 16, 31, 33, 64, 255):
+                field = bytes((number, length)) + bytes(length)
+                self.assertRaises(FrameError, unpackGreeting, 1, 1, bodyOf(makeGreeting()) + field)
+            self.assertEqual(unpackGreeting(1, 1, bodyOf(makeGreeting()) + bytes((number, 0))), makeGreeting())
+
+    def test_user(self) -> None:
+        """A user is named by 1 to 64 bytes of UTF-8 that can be printed, or not at all."""
+        for user in ("a", "zoë müller", "日本", "a" * 64, "ü" * 32, "user:with:colons"):
+            self.assertEqual(unpackFrame(packHello(makeGreeting()._replace(user=user))).user, user)
+        self.assertEqual(unpackGreeting(1, 1, bodyOf(makeGreeting()) + b"\x06\x00").user, "")
+        for name in (b"a" * 65, "ü".encode() * 33, b"\0", b"a\nb", b"\x1b[2J", b"\xff", b"a\xc3", "\u202e".encode()):
+            field = bytes((6, len(name))) + name
+            self.assertRaises(FrameError, unpackGreeting, 1, 1, bodyOf(makeGreeting()) + field)
+
+    def test_errorsSayNoSecret(self) -> None:
+        """What is wrong with a ticket or a nonce is said without it: the text may stand in a log."""
+        for number in (4, 7):
+            field = bytes((number, 16)) + b"s3cret ticket!!!"
+            error = self.assertRaises(FrameError, unpackGreeting, 1, 1, bodyOf(makeGreeting()) + field)
+            self.assertNotIn("s3cret", str(error))
 
     @thorough
     @given(greetings)
@@ -131,6 +216,45 @@ class GreetingTests(SynchronousTestCase):
         except FrameError:
             return
         self.assertEqual(unpackFrame(packHello(greeting)), greeting)
+
+
+class ProofTests(SynchronousTestCase):
+    """CHALLENGE and PROOF."""
+
+    def test_golden(self) -> None:
+        """The bytes of a CHALLENGE and a PROOF never change."""
+        self.assertEqual(
+            packChallenge(NONCE, TICKET).hex(), "06000000" + "0000" + "0000" + "0040" + (NONCE + TICKET).hex()
+        )
+        self.assertEqual(packProof(TICKET).hex(), "07000000" + "0000" + "0000" + "0020" + TICKET.hex())
+
+    def test_lengths(self) -> None:
+        """Both have one length only."""
+        self.assertEqual(unpackChallenge(memoryview(NONCE + TICKET)), (NONCE, TICKET))
+        self.assertEqual(unpackProof(memoryview(TICKET)), TICKET)
+        for length in (0, 1, 31, 33, 63, 65, LARGEST_HELLO):
+            self.assertRaises(FrameError, unpackChallenge, bytes(length))
+            self.assertRaises(FrameError, unpackProof, bytes(length))
+
+    @thorough
+    @given(st.binary(min_size=NONCE_BYTES, max_size=NONCE_BYTES), st.binary(min_size=PROOF_BYTES, max_size=PROOF_BYTES))
+    def test_roundTrip(self, nonce: bytes, proof: bytes) -> None:
+        """What one end says is what the other end hears."""
+        ((word, _, _, body), (otherWord, _, _, other)), _ = decode(
+            memoryview(packChallenge(nonce, proof) + packProof(proof))
+        )
+        self.assertEqual((word, otherWord), (CHALLENGE, PROOF))
+        self.assertEqual(unpackChallenge(body), (nonce, proof))
+        self.assertEqual(unpackProof(other), proof)
+
+    def test_firstBytes(self) -> None:
+        """They may begin a link where they are expected only, and are held to the same length."""
+        checkFirstBytes(packChallenge(NONCE, TICKET), (CHALLENGE, WELCOME, GOAWAY))
+        checkFirstBytes(packProof(TICKET), (PROOF,))
+        self.assertRaises(FrameError, checkFirstBytes, packChallenge(NONCE, TICKET), (WELCOME, GOAWAY))
+        self.assertRaises(FrameError, checkFirstBytes, packProof(TICKET), (HELLO,))
+        large = encode(PROOF, body=bytes(LARGEST_HELLO + 1))[:HEADER_BYTES]
+        self.assertRaises(FrameError, checkFirstBytes, large, (PROOF,))
 
 
 class VersionTests(SynchronousTestCase):

@@ -328,14 +328,18 @@ class Link:
         @raise LoginError: the two ends do not agree to use this link.
         """
         while self.session is None and frames:
+            self._checkGreeting(*frames[0])
             frames = self._greetingReceived(frames, now)
         session, addresses = self.session, self.relay.addresses
-        if session is None:
+        if session is None or not self.up:
+            # After a farewell nobody listens any more.
             return
         for word, target, size, body in frames:
             self._received += HEADER_BYTES + len(body)
             if word >= ASSOCIATIONS:
                 self._controlReceived(word, target, body, now)
+                if not self.up:
+                    return
                 continue
             address = addresses.get(target)
             if address is None or (not size and body):
@@ -390,6 +394,14 @@ class Link:
         """
         if self.session is None:
             checkFirstBytes(data, self.firstWords)
+
+    def _checkGreeting(self, word: int, target: int, size: int, body: Buffer) -> None:
+        """What holds for the first frame holds for each until the link is up, however the bytes were cut."""
+        self._received += HEADER_BYTES + len(body)
+        if word not in self.firstWords:
+            raise FrameError(f"a frame of the kind 0x{word >> 24:02x} before the link is up")
+        if len(body) > LARGEST_HELLO:
+            raise FrameError(f"a frame before the link is up holds at most {LARGEST_HELLO} bytes")
 
     def _greetingReceived(self, frames: Sequence[Frame], now: float) -> Sequence[Frame]:
         """One more frame has come before the link is up; set C{session} when it is. Returns the frames behind it."""
@@ -507,11 +519,8 @@ class LocalLink(Link):
 
     def _greetingReceived(self, frames: Sequence[Frame], now: float) -> Sequence[Frame]:
         word, target, size, body = frames[0]
-        self._received += HEADER_BYTES + len(body)
         if word == GOAWAY:
             raise RefusedError(f"udp-server says: {bytes(body)[:200].decode('utf-8', 'replace')!r}")
-        if word not in self.firstWords:
-            raise FrameError(f"a frame of the kind 0x{word >> 24:02x} before the link is up")
         if word == CHALLENGE and self._login is not None:
             self.control(packProof(self._login.answer(self._hello[HEADER_BYTES:], *unpackChallenge(body))))
             self.firstWords, self._proven = (WELCOME, GOAWAY), True
@@ -552,10 +561,7 @@ class ServerLink(Link):
         self._reception = reception
 
     def _greetingReceived(self, frames: Sequence[Frame], now: float) -> Sequence[Frame]:
-        word, target, size, body = frames[0]
-        self._received += HEADER_BYTES + len(body)
-        if word not in self.firstWords:
-            raise FrameError(f"a frame of the kind 0x{word >> 24:02x} before the link is up")
+        _, target, size, body = frames[0]
         try:
             if self._challenge is None:
                 self._helloReceived(unpackGreeting(target, size, body), bytes(body), now)

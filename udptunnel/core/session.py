@@ -121,7 +121,8 @@ class Session:
         for _ in range(len(turns)):
             turns.rotate(-1)
             if not turns[-1].queue:
-                break
+                return turns[-1]
+        turns.rotate(-1)
         return turns[-1]
 
     def _way(self, association: Association) -> Link:
@@ -292,7 +293,7 @@ class ServerSession(Session):
         self._openOutlet = openOutlet
         self._emptied = emptied
         self._tickets = Tickets(random)
-        self._confirmed = False
+        self._confirmed = self._resuming = False
         self._newest: Link | None = None
 
     # -- logging in
@@ -310,9 +311,12 @@ class ServerSession(Session):
         if verdict is Verdict.FRESH:
             self._newest = None
         self.resumed = self._confirmed = True
+        # The session is not over with its last rival: another link is about to come up.
+        self._resuming = True
         for link in [each for each in self.links if greeting.alone or each is self._newest]:
             link.retire(now)
             link.carrier.abort()
+        self._resuming = False
         return True
 
     def welcome(self) -> Greeting:
@@ -357,7 +361,8 @@ class ServerSession(Session):
         if not self.links:
             self.parkedAt = now
             # Without associations nothing is worth keeping.
-            if farewell or not (self._confirmed and self.associations and self.grace):
+            kept = self._confirmed and self.associations and self.grace
+            if farewell or not (kept or self._resuming):
                 self._emptied(self)
 
     def tick(self, now: float) -> None:

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from udptunnel.core.acl import AccessRules, addressesIn
 from udptunnel.core.associations import Outlet
+from udptunnel.core.bucket import Bucket
 from udptunnel.core.session import ServerSession
 from udptunnel.errors import ListenError, ResolveError
 from udptunnel.net.datagrams import DatagramPort, KernelAddress, Traffic
@@ -86,7 +87,7 @@ class Route:
 class ExternalPort:
     """The outlet of an association on the server: a UDP port that the whole world sees."""
 
-    __slots__ = ("_egress", "_known", "_number", "_port", "_refilledAt", "_session", "_tokens", "_waiting")
+    __slots__ = ("_egress", "_known", "_number", "_port", "_session", "_strangers", "_waiting")
 
     def __init__(self, egress: DirectEgress, session: ServerSession, number: int, traffic: Traffic, host: str) -> None:
         self._egress = egress
@@ -95,8 +96,7 @@ class ExternalPort:
         self._port = DatagramPort(traffic, Address(host, 0), self)
         self._waiting: list[tuple[Address, int, bytes]] = []
         self._known: dict[str | Address, Address] = {}
-        self._tokens = float(egress.filtering.strangers)
-        self._refilledAt = egress.seconds()
+        self._strangers = Bucket(egress.filtering.strangers, egress.seconds())
         self._port.startListening()
 
     @property
@@ -166,18 +166,9 @@ class ExternalPort:
         if filtering.who != "endpoint":
             self._egress.drop("from a stranger", datagrams)
             return False
-        if filtering.strangers and not self._spend(datagrams, filtering.strangers, now):
+        if filtering.strangers and not self._strangers.take(datagrams, now):
             self._egress.drop("too many from strangers", datagrams)
             return False
-        return True
-
-    def _spend(self, datagrams: int, rate: int, now: float) -> bool:
-        """Take from what strangers may send: C{rate} a second, and as many at once (a token bucket)."""
-        self._tokens = min(rate, self._tokens + rate * (now - self._refilledAt))
-        self._refilledAt = now
-        if self._tokens < datagrams:
-            return False
-        self._tokens -= datagrams
         return True
 
     def rulesChanged(self) -> None:
@@ -291,7 +282,12 @@ class DirectEgress:
         that also leads where nobody may go is not to be trusted.
         """
         until = self.seconds() + ROUTE_SECONDS
-        if not all(self.allows(Address(host, port)) for host in hosts):
+        try:
+            allowed = all(self.allows(Address(host, port)) for host in hosts)
+        except OSError:
+            # Nothing is known yet: to be asked again after the next tick.
+            return Route(None, "no descriptor", 0.0)
+        if not allowed:
             return Route(None, "target refused", until)
         host = hosts[0]
         if ":" in host and self._host != "::":
@@ -300,7 +296,11 @@ class DirectEgress:
         return Route((mapped, port), "", until, Address(host, port))
 
     def allows(self, target: Address) -> bool:
-        """Whether a numeric target may be reached."""
+        """
+        Whether a numeric target may be reached.
+
+        @raise OSError: no descriptor is left to find out.
+        """
         return self._rules.allows(target, self._leadsHome(target.host))
 
     def _leadsHome(self, host: str) -> bool:

@@ -11,9 +11,11 @@ import socket
 from collections.abc import Callable
 
 from udptunnel.core.associations import Association
+from udptunnel.core.bucket import Bucket
 from udptunnel.core.session import Session
 from udptunnel.errors import AddressError, FragmentedError, TruncatedError
 from udptunnel.net.datagrams import DatagramPort, Traffic
+from udptunnel.net.reach import isLoopback
 from udptunnel.wire.address import Address, normalHost
 from udptunnel.wire.burst import Burst, count
 from udptunnel.wire.frame import Buffer
@@ -92,22 +94,61 @@ class Entry:
         return association
 
 
+MOST_HOSTS = 1024
+"""Other machines that a forward knows one by one."""
+
+
 class ForwardEntry(Entry):
-    """Sends what comes to one address to one target."""
+    """
+    Sends what comes to one address to one target.
+
+    Should that lead back here, the datagram would come from another external
+    port each time, go round for ever, and open a port in each round. So another
+    machine may bring only so many new sources a second.
+    """
 
     def __init__(
-        self, traffic: Traffic, session: Session, clock: Callable[[], float], listen: Address, target: Address
+        self,
+        traffic: Traffic,
+        session: Session,
+        clock: Callable[[], float],
+        listen: Address,
+        target: Address,
+        newSources: int = 0,
     ) -> None:
+        """
+        @param newSources: how many new sources a second another machine may bring; 0 for no limit.
+        """
         super().__init__(traffic, session, clock, listen)
         self._target = Address(normalHost(target.host), target.port)
+        self._newSources = newSources
+        self._hosts: dict[str, Bucket] = {}
 
     def burstsReceived(self, bursts: list[Burst]) -> None:
         """Send everything to the target."""
         now, target = self._clock(), self._target
-        self._session.send(
-            [(self._associationOf(source, target, now), target, size, payload) for source, size, payload in bursts],
-            now,
-        )
+        parcels = [
+            (self._associationOf(source, target, now), target, size, payload)
+            for source, size, payload in bursts
+            if source in self._associations or self._admits(source, size, payload, now)
+        ]
+        if parcels:
+            self._session.send(parcels, now)
+
+    def _admits(self, source: Address, size: int, payload: Buffer, now: float) -> bool:
+        """Whether a new source may come in; counted if not."""
+        if not self._newSources or isLoopback(source.host) or self._bucketOf(source.host, now).take(1, now):
+            return True
+        self._traffic.counters.drop("too many new sources", count(size, payload))
+        return False
+
+    def _bucketOf(self, host: str, now: float) -> Bucket:
+        bucket = self._hosts.get(host)
+        if bucket is None:
+            if len(self._hosts) >= MOST_HOSTS:
+                del self._hosts[next(iter(self._hosts))]
+            bucket = self._hosts[host] = Bucket(self._newSources, now)
+        return bucket
 
     def answer(self, source: Address, address: Address, size: int, payload: Buffer) -> None:
         """

@@ -251,6 +251,8 @@ class LinkProtocol(Protocol):
             frames, used = decode(data)
             self._carrier.decoded(len(frames), used)
             self.link.framesReceived(frames, self._clock())
+            # A stranger may fill no more with what comes behind its HELLO, either.
+            self.link.beginningReceived(data[used:])
         except (FrameError, LoginError) as error:
             return self._fail(error, len(data))
         return used

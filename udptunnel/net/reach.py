@@ -1,7 +1,8 @@
-"""What the kernel knows of an address: is it this machine's own, or a broadcast?"""
+"""What is known of an address: is it loopback, this machine's own, or a broadcast?"""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from udptunnel.net.sockaddr import familyOf
@@ -14,13 +15,10 @@ def isOwn(host: str) -> bool:
     Connecting a UDP socket sends nothing, but makes the kernel look up the
     route. For a local address it chooses that address as the source, too; a
     broadcast it refuses as long as SO_BROADCAST is not set.
+
+    @raise OSError: no descriptor is left to ask with.
     """
-    try:
-        asked = socket.socket(familyOf(host), socket.SOCK_DGRAM)
-    except OSError:
-        # No descriptor is left to ask with: better refuse what may be ours.
-        return True
-    with asked:
+    with socket.socket(familyOf(host), socket.SOCK_DGRAM) as asked:
         try:
             asked.connect((host, 9))
         except PermissionError:
@@ -28,3 +26,16 @@ def isOwn(host: str) -> bool:
         except OSError:
             return False
         return bool(asked.getsockname()[0] == host.partition("%")[0])
+
+
+def isLoopback(host: str) -> bool:
+    """Whether a numeric host is reached from this machine only."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return address in _LOOPBACK4 if address.version == 4 else address == _LOOPBACK6
+
+
+_LOOPBACK4 = ipaddress.ip_network("127.0.0.0/8")
+_LOOPBACK6 = ipaddress.ip_address("::1")

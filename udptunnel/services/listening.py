@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -11,20 +10,7 @@ from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFacto
 from twisted.python.failure import Failure
 
 from udptunnel.errors import ConfigError, ListenError
-
-
-def isLoopback(host: str) -> bool:
-    """Whether a numeric host is reached from this machine only."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return address in _LOOPBACK4 if address.version == 4 else address == _LOOPBACK6
-
-
-_LOOPBACK4 = ipaddress.ip_network("127.0.0.0/8")
-_LOOPBACK6 = ipaddress.ip_address("::1")
-
+from udptunnel.net.reach import isLoopback
 
 ADVICE = (
     "nothing asks them who they are: listen at 127.0.0.1 or [::1], set up authentication, or say --insecure-no-auth"
@@ -50,6 +36,15 @@ def isLocal(address: IAddress | None) -> bool:
     return host is None or isLoopback(str(host))
 
 
+BACKLOG = 1024
+"""Connections that the kernel accepts before we do: a crowd may come at once, and Twisted's own choice is 50."""
+
+
+def _withBacklog(endpoint: str) -> str:
+    isTcp = endpoint.partition(":")[0] in ("tcp", "tcp6", "ssl")
+    return f"{endpoint}:backlog={BACKLOG}" if isTcp and ":backlog=" not in endpoint else endpoint
+
+
 class Listening:
     """
     One stream listener, from an endpoint string.
@@ -69,7 +64,7 @@ class Listening:
         self._what = f"--{option} {text}"
         self._factory = factory
         try:
-            endpoint = serverFromString(reactor, text)
+            endpoint = serverFromString(reactor, _withBacklog(text))
             self._endpoint = endpoint if tls is None else wrapServerTLS(tls, endpoint)
         except Exception as error:
             raise ConfigError(f"{self._what}: expected a server endpoint, such as tcp:3456: {error}") from error

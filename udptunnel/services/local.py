@@ -34,11 +34,12 @@ from udptunnel.net.inherited import inheritedDatagramSocket
 from udptunnel.net.link import LinkProtocol
 from udptunnel.net.logs import lines
 from udptunnel.net.offload import parseNames, probe
+from udptunnel.net.reach import isLoopback
 from udptunnel.net.socks5 import SocksServerProtocol
 from udptunnel.net.socks5client import SocksClientEndpoint
 from udptunnel.services.authority import readSecrets, warnOfEnd
 from udptunnel.services.links import allGone, linkLimits, quietFactory, tickSeconds
-from udptunnel.services.listening import Listening, isLoopback, requireAuthentication
+from udptunnel.services.listening import Listening, requireAuthentication
 from udptunnel.services.reconnecting import ReconnectingService
 from udptunnel.services.servers import Server, Servers
 from udptunnel.services.status import StatusService
@@ -153,7 +154,9 @@ class LocalService(MultiService):
         self.session.idle = config.schedule == "idle"
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self.entries = [
-            ForwardEntry(self.traffic, self.session, self.clock, _addressToOpen(rule.listen), rule.target)
+            ForwardEntry(
+                self.traffic, self.session, self.clock, _addressToOpen(rule.listen), rule.target, config.newSources
+            )
             for rule in config.forward
         ]
         self._reactor = reactor

@@ -39,15 +39,19 @@ from udptunnel.net.logs import lines
 from udptunnel.net.memory import residentBytes
 from udptunnel.net.names import Names, Resolver, SystemResolver
 from udptunnel.net.offload import parseNames, probe
+from udptunnel.net.reach import isLoopback
 from udptunnel.net.tls import whyLost
 from udptunnel.services.authority import Authority, Visitor
 from udptunnel.services.links import allGone, linkLimits, quietFactory, tickSeconds
-from udptunnel.services.listening import Listening, isLoopback
+from udptunnel.services.listening import Listening
 from udptunnel.services.status import StatusService
 from udptunnel.wire.greeting import SESSION_BYTES, Greeting
 
 RESERVE = 256
 """Descriptors that external ports leave for links, logs and the like."""
+
+LEAST_PORTS, LEAST_HALF_OPEN = 16, 8
+"""However few descriptors there are, so many external ports and strangers may take some."""
 
 FAREWELL_SECONDS = 5.0
 """How long clients have to close their links after a GOAWAY."""
@@ -149,7 +153,7 @@ class ServerService(MultiService):
         self.logins: Counter[str] = Counter()
         self.resumed = 0
         self.draining = self._crammed = False
-        self._halfOpen: HalfOpen[_ServerLinkProtocol] = HalfOpen(config.maxHalfOpen, random.random)
+        self._halfOpen: HalfOpen[_ServerLinkProtocol] = HalfOpen(_mostHalfOpen(config), random.random)
         self._penalties = Penalties()
         self._owners: dict[bytes, tuple[Visitor, bytes]] = {}
         self._byUser: dict[str, set[ServerSession]] = {}
@@ -157,7 +161,7 @@ class ServerService(MultiService):
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self._resolver = resolver or SystemResolver(reactor)
         names = Names(reactor, self._resolver, config.lookups, config.lookupTimeout)
-        most = config.maxPorts or max(16, descriptorLimit() - RESERVE)
+        most = _mostPorts(config)
         filtering = Filtering(config.filtering, config.strangerRate)
         self.egress = DirectEgress(self.traffic, reactor, _rules(config), names, most, filtering=filtering)
         factory = quietFactory(lambda: _ServerLinkProtocol(self))
@@ -211,7 +215,10 @@ class ServerService(MultiService):
         The session for a HELLO: the one that its ticket is good for, or a new one.
 
         @raise LoginError: there is no room.
+        @raise RefusedError: the user was removed since the connection was made.
         """
+        if not self._mayStay(connection):
+            raise RefusedError("not welcome any more")
         session = self._resume(greeting, connection) or self._begin(greeting, connection)
         self._owners[session.name] = connection.visitor, connection.secret
         self._halfOpen.leave(connection)
@@ -389,6 +396,15 @@ class ServerService(MultiService):
             "associations": len(session.associations),
             "parked": session.parkedAt is not None,
         }
+
+
+def _mostPorts(config: ServerConfig) -> int:
+    return config.maxPorts or max(LEAST_PORTS, descriptorLimit() - RESERVE)
+
+
+def _mostHalfOpen(config: ServerConfig) -> int:
+    """Strangers take at most half of the descriptors that external ports leave."""
+    return min(config.maxHalfOpen, max(LEAST_HALF_OPEN, (descriptorLimit() - _mostPorts(config)) // 2))
 
 
 def _rules(config: ServerConfig) -> AccessRules:
