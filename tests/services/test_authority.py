@@ -12,9 +12,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from twisted.internet import reactor
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel, capturedLogs, formatEvent
-from twisted.trial.unittest import SynchronousTestCase
 
-from tests.services.tunnel import HOSTS, Conversation, NoNames, TunnelTestCase, cut, newSecret
+from tests.services.tunnel import HOSTS, Conversation, FilesTestCase, NoNames, TunnelTestCase, cut, newSecret
 from tests.waiting import until
 from udptunnel.config import ServerConfig
 from udptunnel.core.login import NO_BINDING, Login
@@ -29,18 +28,15 @@ from udptunnel.services.server import ServerService
 from udptunnel.wire.address import Address
 
 
-class FilesTestCase(SynchronousTestCase):
-    """Files of secrets and certificates."""
-
-    file = TunnelTestCase.file
-    pki = TunnelTestCase.pki
+class AuthorityTestCase(FilesTestCase):
+    """Who decides, by what stands in files."""
 
     def authority(self, **fields: Any) -> Authority:
         """Who decides, with some options."""
         return Authority(ServerConfig(**fields))
 
 
-class SecretFileTests(FilesTestCase):
+class SecretFileTests(AuthorityTestCase):
     """L{readSecrets}."""
 
     def test_wrong(self) -> None:
@@ -63,7 +59,7 @@ class SecretFileTests(FilesTestCase):
         self.assertRaises(ConfigError, readSecrets, "secrets", name)
 
 
-class DoorTests(FilesTestCase):
+class DoorTests(AuthorityTestCase):
     """Whether the door may be open to other machines."""
 
     def assertDoor(self, open_: bool, advice: str, **fields: Any) -> None:
@@ -97,7 +93,7 @@ def withoutAuthority(bundle: str) -> str:
     return str((key + identity.certificate.public_bytes(Encoding.PEM)).decode())
 
 
-class ChallengeTests(FilesTestCase):
+class ChallengeTests(AuthorityTestCase):
     """What users have to prove."""
 
     def setUp(self) -> None:
@@ -152,7 +148,7 @@ class ChallengeTests(FilesTestCase):
         self.assertFalse(authority.welcomes(Visitor("alice", "ab" * 32)))
 
 
-class ReadingAgainTests(FilesTestCase):
+class ReadingAgainTests(AuthorityTestCase):
     """L{Authority.reload}."""
 
     def test_otherWay(self) -> None:

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.net.test_names import FakeResolver
 from tests.net.test_pipe import Speaker
-from tests.services.tunnel import HOSTS, LOOPBACK, NoNames, TunnelTestCase, headerOf, newSecret, portOf
+from tests.services.tunnel import HOSTS, LOOPBACK, FilesTestCase, NoNames, TunnelTestCase, headerOf, newSecret, portOf
 from tests.waiting import until
 from udptunnel.config import ServerConfig
 from udptunnel.core.link import LOGIN_SECONDS
@@ -384,7 +384,6 @@ class SessionTests(MemoryTestCase):
 
     def test_afterFarewell(self) -> None:
         """Whoever was sent away is heard no more, though TLS still brings what he says until he closes it, too."""
-        self.addCleanup(lambda: [port.closed() for port in list(self.service.egress._ports)])
         transport = self.greeted()
         self.open(transport, 5)
         (connection,) = self.service.connections
@@ -396,7 +395,6 @@ class SessionTests(MemoryTestCase):
 
     def test_farewellAndMore(self) -> None:
         """What stands behind a farewell is not heard either."""
-        self.addCleanup(lambda: [port.closed() for port in list(self.service.egress._ports)])
         transport = self.greeted()
         self.open(transport, 5)
         self.say(transport, encode(GOAWAY), encode(DATA | 6, 0, 1, b"x"))
@@ -520,13 +518,13 @@ class MemoryLimitTests(MemoryTestCase):
         self.greeted()
 
 
-class UserTestCase(MemoryTestCase):
+class UserTestCase(MemoryTestCase, FilesTestCase):
     """Users with secrets."""
 
     def setUp(self) -> None:
         lines = {user: newSecret(user) for user in ("alice", "bob")}
         self.secrets = {user: bytes.fromhex(line.strip().partition(":")[2]) for user, line in lines.items()}
-        self.config = dataclasses.replace(self.config, secrets=TunnelTestCase.file(self, "".join(lines.values())))  # type: ignore[arg-type]
+        self.config = dataclasses.replace(self.config, secrets=self.file("".join(lines.values())))
         super().setUp()
 
     def challenged(self, user: str, source: str, session: bytes, **fields: Any) -> tuple[MortalTransport, Login, bytes]:

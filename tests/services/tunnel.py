@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.names.error import DNSNameError
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.waiting import until
 from udptunnel.config import Forward, LocalConfig, ServerConfig
@@ -124,15 +124,8 @@ class Conversation:
         await until(lambda: text in self._answers.datagrams, f"message {self._count}")
 
 
-class TunnelTestCase(TestCase):
-    """What tests with real sockets need; what they opened is closed after them."""
-
-    offload = "all"
-
-    def tickOften(self) -> None:
-        """Both roles look at the clock often, though heartbeats are long: nobody dies because a test is slow."""
-        for module in (server_module, local_module):
-            self.patch(module, "tickSeconds", lambda config: 0.02)
+class FilesTestCase(SynchronousTestCase):
+    """Files of secrets and certificates."""
 
     def file(self, text: str) -> str:
         """The name of a file that holds a text."""
@@ -147,6 +140,17 @@ class TunnelTestCase(TestCase):
         for user in users:
             authority.add(user, 1)
         return authority
+
+
+class TunnelTestCase(TestCase, FilesTestCase):
+    """What tests with real sockets need; what they opened is closed after them."""
+
+    offload = "all"
+
+    def tickOften(self) -> None:
+        """Both roles look at the clock often, though heartbeats are long: nobody dies because a test is slow."""
+        for module in (server_module, local_module):
+            self.patch(module, "tickSeconds", lambda config: 0.02)
 
     async def linksUp(self, local: LocalService, links: int = 1) -> None:
         """So many links are up."""
