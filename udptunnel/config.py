@@ -175,7 +175,10 @@ class LocalConfig:
         "tcp:1234:interface=127.0.0.1", anyText, "ENDPOINT", "Where the SOCKS5 server listens; none: no such server."
     )
     server: tuple[str, ...] = option(
-        ("tcp:127.0.0.1:3456",), anyText, "ENDPOINT", "Where udp-server is; of several, the nearest that is well is used."
+        ("tcp:127.0.0.1:3456",),
+        anyText,
+        "ENDPOINT",
+        "Where udp-server is; of several, the nearest that is well is used.",
     )
     via: Address | None = option(None, address, "HOST:PORT", "Reach udp-server through this SOCKS5 server.")
     forward: tuple[Forward, ...] = option(
