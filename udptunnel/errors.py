@@ -24,6 +24,10 @@ class FrameError(TunnelError, ValueError):
     """The other end of a link sent bytes that are no frame, or a frame that may not stand where it stood."""
 
 
+class PacketError(TunnelError, ValueError):
+    """Bytes are no packet that we can use, or no packet can be made of what is asked for."""
+
+
 class SocksError(TunnelError):
     """A SOCKS5 exchange failed, or a file of SOCKS5 credentials can not be read."""
 

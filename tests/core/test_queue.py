@@ -51,6 +51,18 @@ class PutAndTakeTests(SynchronousTestCase):
         queue.put([makeParcel(flow, b"c")], 0.0)
         self.assertEqual(payloads(queue.take(MUCH, 0.0)), [b"a", b"b", b"c"])
 
+    def test_forget(self) -> None:
+        """What waits for an association that is over is dropped and counted; the others keep theirs."""
+        counters = Counters()
+        queue, over, other = makeQueue(counters), makeAssociation(1), makeAssociation(2)
+        queue.put([makeParcel(over, b"a", b"b"), makeParcel(other, b"c"), makeParcel(over, b"d")], 0.0)
+        queue.forget(over)
+        queue.forget(over)
+        self.assertEqual(counters.dropped, {"association closed": 3})
+        self.assertEqual(queue.bytes, BURST_BYTES + 1)
+        self.assertEqual(payloads(queue.take(MUCH, 0.0)), [b"c"])
+        self.assertEqual((queue.bytes, bool(queue)), (0, False))
+
     def test_whole(self) -> None:
         """A burst comes out with its association, address and size."""
         queue, flow, address = makeQueue(), makeAssociation(3), Address("2001:db8::1", 9)

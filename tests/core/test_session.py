@@ -178,6 +178,24 @@ class AssociationsTests(SynchronousTestCase):
             self.assertEqual((outlet.closings, pair.outlets[0].closings), (1, 1))
             self.assertEqual((len(pair.local.associations), len(pair.server.associations)), (0, 0))
 
+    def test_closedWhileWaiting(self) -> None:
+        """What waits for an association that is closed does not follow its CLOSE, which would open it again."""
+        for end in (0, 1):
+            pair = Pair().greeted()
+            association, _ = pair.open()
+            send(pair, association)
+            pair.pump()
+            pair.carriers[0][0].full = True
+            for _ in range(3):
+                send(pair, association)
+            self.assertTrue(pair.links[0][0].queue)
+            if end:
+                pair.local.closeReceived(association.number)
+            else:
+                pair.local.close(association)
+            self.assertFalse(pair.links[0][0].queue)
+            self.assertGreater(pair.localCounters.dropped["association closed"], 0)
+
     def test_unknown(self) -> None:
         """An association of which a session knows nothing can be closed without harm."""
         pair = Pair().greeted()

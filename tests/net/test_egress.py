@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 from typing import Any
 from unittest import SkipTest
@@ -99,6 +100,15 @@ class EgressTestCase(SynchronousTestCase):
 
 class ExternalPortTests(EgressTestCase):
     """L{ExternalPort}."""
+
+    def test_freed(self) -> None:
+        """When an association is closed, nothing of its port waits for the collector."""
+        self.open()
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        self.session.closeReceived(1)
+        self.assertEqual([each for each in gc.get_objects() if isinstance(each, ExternalPort)], [])
 
     def test_there(self) -> None:
         """A burst goes to its target; all bursts of an association come from one port."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import select
 import shutil
 import socket
 import struct
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -411,12 +413,18 @@ class LinkProtocolTests(SynchronousTestCase):
         port.doRead()
         self.assertEqual(receiver.datagrams, [b"abc"])
 
-    def test_noResumption(self) -> None:
-        """A link that is lost is not told that it may go on."""
+    def test_freed(self) -> None:
+        """When a connection is gone nothing of it waits for the collector, and writing to its link does no harm."""
+        link = self.protocol.link
+        left = [weakref.ref(each) for each in (self.protocol, link.carrier, self.transport)]
         self.transport.die()
-        self.protocol.link.resumptions = 0
-        self.protocol.link.carrier.resumeProducing()
-        self.assertEqual(self.protocol.link.resumptions, 0)
+        self.assertFalse(link.carrier.write([b"late"]))
+        link.carrier.close()
+        link.carrier.abort()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        del self.protocol, self.transport, link
+        self.assertEqual([each() for each in left], [None] * 3)
 
 
 def certificate() -> PrivateCertificate:

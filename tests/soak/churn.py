@@ -12,9 +12,10 @@ A udp-server and a udp-local carry, each second,
  - the links of 1 % of these clients are reset, and so is that of udp-local 1 %
    as often as somebody logs in.
 
-Each datagram must be answered, with the next try at the latest, for a reset may
-cost one. After a warm-up, memory and descriptors are looked at each minute,
-in a run of less than ten minutes every two seconds. What must be so:
+Each datagram must be answered, with the fourth try at the latest, for a reset
+may cost some. Memory and descriptors are looked at each minute, in a run of
+less than ten minutes every two seconds; what is seen during the warm-up, the
+first third or fifth of the time, does not count. What must be so:
 
  - the line through the memory of each role rises by less than 1 MB an hour.
    If less than ten minutes are left after the warm-up, a line says nothing, and
@@ -264,7 +265,7 @@ class Churn:
         self.report.say(", ".join(f"{count} {name}" for name, count in sorted(self.counts.items())))
 
     def _judgeTrends(self) -> None:
-        warm = max(0.2 * self.seconds, 0 if self.short else 120)
+        warm = self.seconds / 3 if self.seconds >= SHORT_SECONDS else self.seconds / 5
         for name, samples in self.samples.items():
             rest = [each for each in samples if each[0] >= warm]
             memory, descriptors = ([(each[0], each[place]) for each in rest] for place in (1, 2))

@@ -92,6 +92,7 @@ class SoakTests(SynchronousTestCase):
         while mark not in subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout:
             self.assertIsNone(process.poll())
         said = interrupt(process)
+        self.addCleanup(shutil.rmtree, said.partition("the logs are in ")[2].split()[0])
         self.assertNotIn(mark, subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout)
         self.assertEqual(process.returncode, 130, said)
         self.assertIn("cut short", said)

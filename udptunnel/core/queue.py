@@ -157,6 +157,15 @@ class Queue:
         self._turns.popleft()
         del self._flows[flow.association]
 
+    def forget(self, association: Association) -> None:
+        """Drop what waits for an association: it is over."""
+        flow = self._flows.get(association)
+        if flow is not None:
+            while flow.parcels:
+                self._dropFrom(flow, "association closed")
+            self._turns.remove(flow)
+            del self._flows[association]
+
     def expire(self, now: float) -> None:
         """Drop what has waited too long, when nothing is taken for a while."""
         for flow in list(self._turns):

@@ -85,7 +85,7 @@ class Session:
     def close(self, association: Association) -> None:
         """End an association, and tell the other end."""
         if self.associations.remove(association.number) is not None:
-            self._ways.pop(association, None)
+            self._forget(association)
             for link in self.links[:1]:
                 link.control(encode(CLOSE | association.number))
 
@@ -93,7 +93,13 @@ class Session:
         """The other end has ended an association."""
         association = self.associations.remove(number)
         if association is not None:
-            self._ways.pop(association, None)
+            self._forget(association)
+
+    def _forget(self, association: Association) -> None:
+        """What still waits would open the association again at the other end, behind its back."""
+        self._ways.pop(association, None)
+        for queue in (self._waiting, *(link.queue for link in self.links)):
+            queue.forget(association)
 
     # -- bursts
 

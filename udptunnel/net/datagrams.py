@@ -25,7 +25,7 @@ from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
 from udptunnel.net.mmsg import SLOTS, Inbox, Outbox
 from udptunnel.net.offload import GRO_SIZE, MOST_SEGMENTS, SEGMENT, SOL_UDP, UDP_GRO, UDP_SEGMENT, Offload
-from udptunnel.net.sockaddr import PythonNames, SourceNames, familyOf
+from udptunnel.net.sockaddr import PythonNames, SourceNames, addressIn, familyOf
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import LARGEST_DATAGRAM, Burst, count, join, pieces, split
 from udptunnel.wire.frame import Buffer
@@ -63,6 +63,16 @@ class Receiver(Protocol):
 
     def burstsReceived(self, bursts: list[Burst]) -> None:
         """Bursts have arrived. Their payloads are valid until this returns."""
+
+
+class _Nobody:
+    """The receiver of a port that is closed."""
+
+    def burstsReceived(self, bursts: list[Burst]) -> None:
+        """Nothing arrives there."""
+
+
+_NOBODY = _Nobody()
 
 
 class Traffic:
@@ -152,7 +162,7 @@ class DatagramPort:
         self._family = opened.family
         self._socket = opened
         self._mayRest = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= RESTING_BYTES
-        self.address = self._traffic.sources[opened.getsockname()]
+        self.address = addressIn(opened.getsockname())
         self._traffic.reactor.addReader(self)
 
     def _prepare(self, opened: socket.socket) -> None:
@@ -180,6 +190,11 @@ class DatagramPort:
             self._traffic.reactor.removeReader(self)
             self._socket.close()
             self._socket = None
+
+    def close(self) -> None:
+        """Close the port for good, and forget its receiver: as long as they know each other, both stay in memory."""
+        self.stopListening()
+        self._receiver = _NOBODY
 
     # -- IReadDescriptor
 

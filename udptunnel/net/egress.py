@@ -179,7 +179,7 @@ class ExternalPort:
 
     def closed(self) -> None:
         """The association is over."""
-        self._port.stopListening()
+        self._port.close()
         self._egress.portClosed(self)
 
 

@@ -189,6 +189,11 @@ class SocksRelay(Entry):
         self._targets: dict[bytes, Address] = {}
         self._headers: dict[Address, bytes] = {}
 
+    def stopListening(self) -> None:
+        """Close the relay for good."""
+        super().stopListening()
+        self.port.close()
+
     def burstsReceived(self, bursts: list[Burst]) -> None:
         """Take the headers off, and send each datagram to the target that its header names."""
         now = self._clock()

@@ -98,6 +98,10 @@ class StreamCarrier:
     def stopProducing(self) -> None:
         """The transport is dying; whoever feeds the link lives on."""
 
+    def forget(self) -> None:
+        """The connection is gone: know nobody any more."""
+        vars(self).clear()
+
 
 @implementer(IPullProducer)
 class SocketCarrier(StreamCarrier):
@@ -137,6 +141,13 @@ class SocketCarrier(StreamCarrier):
             self._waiting = True
             self._stream.write(rest)
         return not rest
+
+    def forget(self) -> None:
+        """The connection is gone: know nobody any more, nor be known."""
+        stream = vars(self).pop("_stream", None)
+        if stream is not None:
+            vars(stream).pop("doRead", None)
+        super().forget()
 
     def decoded(self, frames: int, length: int) -> None:
         """Read less at a time when frames are tiny, so that a turn stays short."""
@@ -212,6 +223,23 @@ def _tune(opened: socket.socket) -> None:
             opened.setsockopt(socket.IPPROTO_TCP, option, value)
         except OSError:
             continue
+
+
+class _GoneCarrier:
+    """The carrier of a link whose connection is gone."""
+
+    def write(self, buffers: Sequence[Buffer]) -> bool:
+        """Nothing can be sent."""
+        return False
+
+    def close(self) -> None:
+        """It is closed."""
+
+    def abort(self) -> None:
+        """It is closed."""
+
+
+_GONE = _GoneCarrier()
 
 
 class LinkProtocol(Protocol):
@@ -292,3 +320,12 @@ class LinkProtocol(Protocol):
         """The end."""
         if self.link is not None:
             self.link.connectionLost(self._clock())
+        self.ended(reason)
+        # All these know each other, and with TLS they are large: they are not to wait for the collector.
+        if self.link is not None:
+            self.link.carrier = _GONE
+            self._carrier.forget()
+        self.transport = None
+
+    def ended(self, reason: Failure) -> None:
+        """The connection is gone; for the last time its transport can be asked for something."""

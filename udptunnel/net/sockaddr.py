@@ -58,10 +58,15 @@ class PythonNames(dict[tuple[str, int, int, int] | tuple[str, int], Address]):
     def __missing__(self, given: tuple[str, int, int, int] | tuple[str, int]) -> Address:
         if len(self) >= MOST_SOURCES:
             self.clear()
-        scope = given[3] if len(given) == 4 else 0
-        host = normalHost(given[0].partition("%")[0])
-        address = self[given] = Address(f"{host}%{scope}" if scope else host, given[1])
+        address = self[given] = addressIn(given)
         return address
+
+
+def addressIn(given: tuple[str, int, int, int] | tuple[str, int]) -> Address:
+    """The address in a tuple that one of Python's sockets has given."""
+    scope = given[3] if len(given) == 4 else 0
+    host = normalHost(given[0].partition("%")[0])
+    return Address(f"{host}%{scope}" if scope else host, given[1])
 
 
 def familyOf(host: str) -> int:

@@ -18,7 +18,8 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from udptunnel.core.queue import Parcel
+from udptunnel.core.counters import Counters
+from udptunnel.core.queue import Parcel, Queue
 from udptunnel.net.sockaddr import familyOf
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import Burst, split
@@ -146,6 +147,7 @@ class RecordingLink:
     @ivar parcels: the bursts: association number, address, size and a copy of the payload.
     @ivar frames: the other frames.
     @ivar aborted: whether its connection was closed.
+    @ivar queue: nothing ever waits in it.
     """
 
     up = True
@@ -155,6 +157,7 @@ class RecordingLink:
         self.frames: list[bytes] = []
         self.aborted = False
         self.carrier = self
+        self.queue = Queue(Counters(), 1 << 20, 1.0)
 
     def offer(self, parcels: Sequence[Parcel], now: float) -> None:
         """Keep bursts."""

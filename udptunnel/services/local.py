@@ -108,9 +108,8 @@ class _LocalLinkProtocol(LinkProtocol):
         if not self.greeted.called:
             self.greeted.errback(error)
 
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+    def ended(self, reason: Failure) -> None:
         """The end of the link, or of an attempt."""
-        super().connectionLost(reason)
         if self.link is not None:
             self._service.linkGone(self.link)
         why = tls.whyLost(self.transport, reason)

@@ -112,9 +112,8 @@ class _ServerLinkProtocol(LinkProtocol):
         super().failed(error)
         self._service.refused(self, error)
 
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+    def ended(self, reason: Failure) -> None:
         """The end of the link."""
-        super().connectionLost(reason)
         if not reason.check(ConnectionClosed):
             # It failed in TLS, where the other end does not always hear why.
             self._log.info("link with {peer} closed: {error}", peer=self.peer, error=whyLost(self.transport, reason))
@@ -277,7 +276,8 @@ class ServerService(MultiService):
 
     def _emptied(self, session: ServerSession) -> None:
         """A session is over."""
-        if self.sessions.pop(session.name, None) is not None:
+        if self.sessions.get(session.name) is session:
+            del self.sessions[session.name]
             self._owners.pop(session.name, None)
             self._forgetOf(session.user, session)
             self._log.info("session {session} ends", session=session.shortName)

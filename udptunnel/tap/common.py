@@ -31,7 +31,7 @@ from udptunnel.tap.signals import Signals
 
 Config = TypeVar("Config")
 
-GARBAGE_THRESHOLDS = (50_000, 20, 50)
+GARBAGE_THRESHOLDS = (50_000, 20, 10)
 """Allocations between collections; the data path makes no cycles."""
 
 

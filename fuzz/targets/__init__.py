@@ -1,0 +1,43 @@
+"""
+The targets, by name.
+
+A target is a function that takes any bytes. It returns if all is well. A
+property that does not hold is an C{AssertionError}; any other exception that
+leaves it is one that the parser should not have raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from fuzz.targets.access import accessAddress, accessName, accessRules
+from fuzz.targets.config import localConfig, serverConfig
+from fuzz.targets.links import localLink, localLinkUp, serverLink, serverLinkUp
+from fuzz.targets.socks import socksClient, socksCredentials, socksHeader, socksServer
+from fuzz.targets.wire import address, addressText, burst, frames, greeting, target
+
+Target: TypeAlias = Callable[[bytes], None]
+
+TARGETS: dict[str, Target] = {
+    "access-address": accessAddress,
+    "access-name": accessName,
+    "access-rules": accessRules,
+    "address": address,
+    "address-text": addressText,
+    "burst": burst,
+    "config-local": localConfig,
+    "config-server": serverConfig,
+    "frames": frames,
+    "greeting": greeting,
+    "link-local": localLink,
+    "link-local-up": localLinkUp,
+    "link-server": serverLink,
+    "link-server-up": serverLinkUp,
+    "socks-client": socksClient,
+    "socks-credentials": socksCredentials,
+    "socks-header": socksHeader,
+    "socks-server": socksServer,
+    "target": target,
+}
+"""Each target with the name that its corpus has, too."""
