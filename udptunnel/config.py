@@ -285,6 +285,9 @@ class ServerConfig:
         "N",
         "Datagrams a second to one external port from whom nothing was sent to; 0: no limit.",
     )
+    drainSessions: int = option(
+        0, integer(0, 1 << 20), "N", "After SIGUSR2, end as soon as no more sessions than this are left."
+    )
     maxMemory: int = option(
         0, integer(0, 1 << 20), "MB", "Resident memory above which nothing new is let in; 0: no limit."
     )

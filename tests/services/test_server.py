@@ -412,6 +412,35 @@ class SessionTests(MemoryTestCase):
         self.assertEqual(self.service.sessions, {})
 
 
+class DrainTests(MemoryTestCase):
+    """Draining: nobody new, and the end when few enough are left (F-16)."""
+
+    config = dataclasses.replace(MemoryTestCase.config, drainSessions=1)
+
+    def test_drain(self) -> None:
+        """New sessions are refused, links of those that are there are not, and it is over when they are few."""
+        done: list[str] = []
+        first = self.greeted(b"a" * 16)
+        self.greeted(b"b" * 16)
+        self.service.drain(lambda: done.append("drained"))
+        self.assertEqual(self.service.illness(), "udp-server stops")
+        refused = self.connect()
+        self.assertEqual([frame[0] for frame in self.say(refused, packHello(Greeting(b"c" * 16, 8, 8)))], [GOAWAY])
+        self.reactor.advance(5)
+        self.assertEqual((done, len(self.service.sessions)), ([], 2))
+        self.say(first, encode(GOAWAY))
+        first.die()
+        self.reactor.advance(2)
+        self.reactor.advance(2)
+        self.assertEqual((done, len(self.service.sessions)), (["drained"], 1))
+
+    def test_nobody(self) -> None:
+        """Where nobody is, it is over at once."""
+        done: list[str] = []
+        self.service.drain(lambda: done.append("drained"))
+        self.assertEqual(done, ["drained"])
+
+
 class PortLimitTests(MemoryTestCase):
     """The limit of external ports."""
 

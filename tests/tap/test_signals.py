@@ -69,6 +69,7 @@ class SignalsTests(SynchronousTestCase):
             lambda: self.did.append("stopping"),
             lambda: self.did.append("reload"),
             self.did.append,
+            lambda: self.did.append("drain"),
             self.system,
         )
         signals.install()
@@ -78,8 +79,15 @@ class SignalsTests(SynchronousTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observer)
 
     def test_installed(self) -> None:
-        """SIGTERM, SIGINT and SIGHUP are ours, and SIGUSR1 stays with twistd."""
-        self.assertEqual(set(self.system.handlers), {"SIGTERM", "SIGINT", "SIGHUP"})
+        """SIGTERM, SIGINT, SIGHUP and SIGUSR2 are ours, and SIGUSR1 stays with twistd."""
+        self.assertEqual(set(self.system.handlers), {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2"})
+
+    def test_drain(self) -> None:
+        """SIGUSR2 begins to drain, in the reactor's own time, and does not stop it."""
+        self.system.send("SIGUSR2")
+        self.assertEqual(self.did, [])
+        self.reactor.turn()
+        self.assertEqual((self.did, self.reactor.stops), (["drain"], 0))
 
     def test_first(self) -> None:
         """The first signal to end stops the reactor, in the reactor's own time."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -152,6 +152,7 @@ class ServerService(MultiService):
         self.logins: Counter[str] = Counter()
         self.resumed = 0
         self.draining = self._crammed = False
+        self._drained: Callable[[], None] | None = None
         self._halfOpen: HalfOpen[_ServerLinkProtocol] = HalfOpen(_mostHalfOpen(config), random.random)
         self._penalties = Penalties()
         self._owners: dict[bytes, tuple[Visitor, bytes]] = {}
@@ -289,8 +290,26 @@ class ServerService(MultiService):
         if not sessions:
             del self._byUser[user]
 
+    def drain(self, drained: Callable[[], None]) -> None:
+        """
+        Let no new session in from now on; those that are there may go on, and come back.
+
+        @param drained: called once, when no more than C{--drain-sessions} are left.
+        """
+        self.draining = True
+        self._drained = drained
+        self._log.info("no new sessions are let in, {count} are left", count=len(self.sessions))
+        self._endIfDrained()
+
+    def _endIfDrained(self) -> None:
+        drained = self._drained
+        if drained is not None and len(self.sessions) <= self.config.drainSessions:
+            self._drained = None
+            drained()
+
     def _tick(self) -> None:
         now = self.clock()
+        self._endIfDrained()
         self._crammed = self.config.maxMemory > 0 and residentBytes() > self.config.maxMemory << 20
         self.egress.tick(now)
         for session in list(self.sessions.values()):

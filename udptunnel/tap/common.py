@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from twisted.application.service import MultiService
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 from twisted.python import usage
 
@@ -217,7 +218,7 @@ class RoleService(MultiService):
         self._options = options
         self._reactor = reactor
         self._notices = notices or Notices(reactor, role.report)
-        self._signals = Signals(reactor, self._notices.stopping, self.reload, self._end)
+        self._signals = Signals(reactor, self._notices.stopping, self.reload, self._end, self.drain)
         role.setServiceParent(self)
 
     def startService(self) -> None:
@@ -251,6 +252,20 @@ class RoleService(MultiService):
             self._log.info("{role} is reloaded", role=self._options.role)
         finally:
             self._notices.reloaded()
+
+    def drain(self) -> None:
+        """Let nobody new in, and end when the role says that few enough are left; a role that serves nobody ends."""
+        self._log.info("{role} drains", role=self._options.role)
+        drain = getattr(self._role, "drain", None)
+        if drain is None:
+            self._drained()
+        else:
+            drain(self._drained)
+
+    def _drained(self) -> None:
+        self._notices.stopping()
+        with suppress(ReactorNotRunning):
+            self._reactor.stop()
 
     def _end(self, status: int) -> None:
         """End the process at once, but leave no pid file that might name a stranger later."""

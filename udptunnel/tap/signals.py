@@ -2,8 +2,9 @@
 What signals do to a role.
 
 The first SIGTERM or SIGINT ends it in good order, and within a bounded time;
-the second one ends it at once. SIGHUP has it read its files again. SIGUSR1
-is left to twistd, which opens a new log file.
+the second one ends it at once. SIGHUP has it read its files again. SIGUSR2
+has it take in nobody new, and end when few enough are left. SIGUSR1 is left to
+twistd, which opens a new log file.
 """
 
 from __future__ import annotations
@@ -65,17 +66,20 @@ class Signals:
         stopping: Callable[[], None],
         reload: Callable[[], None],
         end: Callable[[int], None],
+        drain: Callable[[], None],
         system: System | None = None,
     ) -> None:
         """
         @param stopping: is told that the end begins.
         @param reload: reads the files again.
         @param end: ends the process at once, with an exit status.
+        @param drain: begins to take in nobody new, and stops the reactor when few are left.
         """
         self._reactor = reactor
         self._stopping = stopping
         self._reload = reload
         self._end = end
+        self._drain = drain
         self._system = system or RealSystem()
         self._first: int | None = None
 
@@ -84,11 +88,15 @@ class Signals:
         self._system.handle("SIGTERM", self._stopAsked)
         self._system.handle("SIGINT", self._stopAsked)
         self._system.handle("SIGHUP", self._reloadAsked)
+        self._system.handle("SIGUSR2", self._drainAsked)
 
     # Python calls these between any two instructions of the main thread. What takes longer is left to the reactor.
 
     def _reloadAsked(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._reload)
+
+    def _drainAsked(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._drain)
 
     def _stopAsked(self, number: int, frame: FrameType | None) -> None:
         if self._first is not None:
