@@ -14,6 +14,7 @@ from typing import TypeAlias
 from fuzz.targets.access import accessAddress, accessName, accessRules
 from fuzz.targets.config import localConfig, serverConfig
 from fuzz.targets.links import localLink, localLinkUp, serverLink, serverLinkUp
+from fuzz.targets.packets import fragments, packet
 from fuzz.targets.socks import socksClient, socksCredentials, socksHeader, socksServer
 from fuzz.targets.wire import address, addressText, burst, frames, greeting, target
 
@@ -28,12 +29,14 @@ TARGETS: dict[str, Target] = {
     "burst": burst,
     "config-local": localConfig,
     "config-server": serverConfig,
+    "fragments": fragments,
     "frames": frames,
     "greeting": greeting,
     "link-local": localLink,
     "link-local-up": localLinkUp,
     "link-server": serverLink,
     "link-server-up": serverLinkUp,
+    "packet": packet,
     "socks-client": socksClient,
     "socks-credentials": socksCredentials,
     "socks-header": socksHeader,

@@ -55,7 +55,8 @@ class _Unfinished:
         self._starts: list[int] = []
         self._parts: list[bytes] = []
         self._held = 0
-        self._end = LARGEST_LENGTH + 1
+        # No multiple of eight: only with the last part, which says where the end is, the others add up to it.
+        self._end = LARGEST_LENGTH
         self._header = b""
         self._linkAt = self._protocol = 0
 
@@ -76,21 +77,17 @@ class _Unfinished:
         return place > 0 and self._starts[place - 1] == offset and self._parts[place - 1] == payload
 
     def _fits(self, place: int, fragment: Fragment, length: int) -> bool:
-        """Whether a part overlaps none of the others, and ends where it may."""
-        start, end = fragment.offset, fragment.offset + length
-        last = self._starts[-1] + len(self._parts[-1]) if self._parts else 0
-        return (
-            (place == 0 or self._starts[place - 1] + len(self._parts[place - 1]) <= start)
-            and (place == len(self._starts) or end <= self._starts[place])
-            and end <= min(self._end, LARGEST_LENGTH)
-            and (fragment.more or (last <= end and self._end > LARGEST_LENGTH))
-        )
+        """Whether a part overlaps none of the others, and the last one ends behind them."""
+        isLast = place == len(self._starts)
+        before = self._starts[place - 1] + len(self._parts[place - 1]) if place else 0
+        after = self._end if isLast else self._starts[place]
+        return before <= fragment.offset and fragment.offset + length <= after and (fragment.more or isLast)
 
     def _spoil(self) -> None:
         """Keep nothing but the memory that it came to nothing."""
         self.spoiled = True
         self.size = PART_BYTES
-        self._starts, self._parts = [], []
+        self._starts, self._parts, self._header = [], [], b""
 
     def _put(self, place: int, fragment: Fragment, payload: bytes) -> None:
         self._starts.insert(place, fragment.offset)
@@ -104,6 +101,7 @@ class _Unfinished:
         """The headers are those of the first part; of IPv6, those before the fragment header."""
         start = packet.payloadStart - (FRAGMENT_BYTES if packet.version == 6 else 0)
         self._header = bytes(frame[:start])
+        self.size += start
         self._linkAt, self._protocol = fragment.linkAt, packet.protocol
 
     @property
@@ -114,16 +112,14 @@ class _Unfinished:
     def whole(self) -> bytes | None:
         """The packet; nothing if it is longer than a packet can be."""
         header = bytearray(self._header)
-        finish = _finishIpv6 if self._linkAt else _finishIpv4
-        if not finish(header, len(header) + self._end):
-            return None
         if self._linkAt:
             header[self._linkAt] = self._protocol
-        return bytes(header) + b"".join(self._parts)
+        finish = _finishIpv6 if self._linkAt else _finishIpv4
+        return bytes(header) + b"".join(self._parts) if finish(header, len(header) + self._end) else None
 
 
 def _finishIpv4(header: bytearray, total: int) -> bool:
-    """Make the header of a whole packet of it, and whether that is possible."""
+    """Make the header that of a whole packet, if that is not too long."""
     if total > LARGEST_LENGTH:
         return False
     _FIELD.pack_into(header, _LENGTH_AT_V4, total)
@@ -144,6 +140,7 @@ class Fragments:
     """
     The packets of which something is missing.
 
+    @ivar size: what they take, in bytes.
     @ivar dropped: how many never became whole: they took too long, had to make
         room, overlapped, or were no proper fragments at all.
     """
@@ -153,8 +150,7 @@ class Fragments:
         @param mostPackets: how many may wait for the rest.
         @param mostBytes: what they may take together.
         """
-        self.dropped = 0
-        self._size = 0
+        self.size = self.dropped = 0
         self._mostPackets = mostPackets
         self._mostBytes = mostBytes
         # The one that began first stands first.
@@ -184,7 +180,7 @@ class Fragments:
         unfinished = self._table.get(key) or self._begin(key, now)
         before = unfinished.size
         unfinished.add(frame, packet, fragment)
-        self._size += unfinished.size - before
+        self.size += unfinished.size - before
         if unfinished.isWhole:
             return self._take(key)
         self._makeRoom()
@@ -192,23 +188,23 @@ class Fragments:
 
     def _begin(self, key: _Key, now: float) -> _Unfinished:
         unfinished = self._table[key] = _Unfinished(now)
-        self._size += unfinished.size
+        self.size += unfinished.size
         return unfinished
 
     def _take(self, key: _Key) -> bytes | None:
         unfinished = self._table.pop(key)
-        self._size -= unfinished.size
+        self.size -= unfinished.size
         whole = unfinished.whole()
         self.dropped += whole is None
         return whole
 
     def _makeRoom(self) -> None:
-        while len(self._table) > self._mostPackets or self._size > self._mostBytes:
+        while len(self._table) > self._mostPackets or self.size > self._mostBytes:
             self._dropFirst()
 
     def _dropFirst(self) -> None:
         key = next(iter(self._table))
-        self._size -= self._table.pop(key).size
+        self.size -= self._table.pop(key).size
         self.dropped += 1
 
     def expire(self, now: float) -> None:

@@ -26,12 +26,13 @@ FIELD = Struct("!H")
 
 def fold(number: int) -> int:
     """A sum of 16-bit words as one word, 0 to 65,535; it is 0 only if the sum is."""
-    return (number - 1) % LARGEST_SUM + 1 if number else 0
+    return number % LARGEST_SUM or (LARGEST_SUM if number else 0)
 
 
 def wordSum(data: Buffer) -> int:
     """The sum of the words in a buffer; behind an odd number of bytes stands a zero."""
-    return fold(int.from_bytes(data, "big") << 8 * (len(data) & 1))
+    number = int.from_bytes(data, "big")
+    return fold(number << 8 if len(data) & 1 else number)
 
 
 def checksum(data: Buffer, pseudo: int = 0) -> int:
@@ -72,8 +73,8 @@ def updated(value: int, change: int) -> int:
     """
     A full checksum after the sum has changed (RFC 1624 section 3, equation 3).
 
-    A UDP checksum of 0 stays 0, which the caller sees to; any other one goes
-    through L{neverZero}.
+    Of UDP: leave a checksum of 0 as it is, for there is none; and put what comes
+    out through L{neverZero}.
     """
     return LARGEST_SUM - fold(LARGEST_SUM - value + change)
 

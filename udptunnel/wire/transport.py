@@ -234,7 +234,7 @@ def _answer(packet: Packet, protocol: int, payload: Buffer) -> bytes:
 
 
 def _mayAnswer(packet: Packet) -> bool:
-    """Whether a packet comes from a host and goes to one (RFC 1122 sections 3.2.2 and 4.2.3.10, RFC 4443 section 2.4 e)."""
+    """Whether a packet is from a host and to one (RFC 1122 sections 3.2.2 and 4.2.3.10, RFC 4443 section 2.4 e)."""
     source, destination = packet.source, packet.destination
     if packet.version == 6:
         return source[0] != 0xFF and destination[0] != 0xFF and any(source)
@@ -272,13 +272,16 @@ def unreachable(frame: Buffer, packet: Packet, why: Unreachable) -> bytes | None
 
 
 def protocolUnreachable(frame: Buffer, packet: Packet) -> bytes | None:
-    """The error that says that nobody understands the protocol of a packet, as L{unreachable} does."""
+    """The error that says that nobody knows the protocol of a packet; nothing if L{unreachable} makes nothing."""
     inIpv6 = (PARAMETER_PROBLEM_V6, _UNKNOWN_PROTOCOL_V6, packet.protocolAt)
     return _error(frame, packet, (UNREACHABLE, _UNKNOWN_PROTOCOL, 0), inIpv6)
 
 
 def tooBig(frame: Buffer, packet: Packet, mtu: int) -> bytes | None:
-    """The error that says how long a packet may be (RFC 1191 section 4, RFC 4443 section 3.2), as L{unreachable} does."""
+    """
+    The error that says how long a packet may be (RFC 1191 section 4, RFC 4443
+    section 3.2); nothing if L{unreachable} makes nothing.
+    """
     return _error(frame, packet, (UNREACHABLE, TOO_BIG, min(mtu, 0xFFFF)), (TOO_BIG_V6, 0, mtu))
 
 

@@ -36,6 +36,7 @@ UDP_CHECKSUM, TCP_CHECKSUM = 6, 16
 # No padding stands between these fields on any machine, so that "=" is the layout of the C compiler.
 _HEADER = Struct("=BBHHHH")
 VNET_BYTES = _HEADER.size
+"""Bytes of the header."""
 
 PLAIN = bytes(VNET_BYTES)
 """In front of a packet that is one packet, and whose checksums are full."""
