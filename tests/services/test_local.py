@@ -29,7 +29,7 @@ from udptunnel.net.socks5client import addressOf
 from udptunnel.net.testing import MemorySocket, MortalTransport
 from udptunnel.services import local as local_module
 from udptunnel.services.local import FAREWELL_SECONDS, LocalService
-from udptunnel.services.reconnecting import FIRST_SECONDS, LAST_SECONDS
+from udptunnel.services.reconnecting import FIRST_SECONDS, LAST_SECONDS, STABLE_SECONDS
 from udptunnel.wire.address import Address, packAddress
 from udptunnel.wire.burst import Burst
 from udptunnel.wire.frame import CLOSE, DATA, GOAWAY, HELLO, PING, TARGET, decode, encode
@@ -185,6 +185,7 @@ class LinkTests(MemoryTestCase):
             self.assertTrue(0.74 * most <= wait <= most + 0.02, waits)
         transport = self.connect()
         self.welcome(transport)
+        self.reactor.advance(STABLE_SECONDS)
         transport.die(ConnectionLost())
         begin = self.reactor.seconds()
         while not self.reactor.tcpClients:

@@ -15,6 +15,7 @@ from udptunnel.services.reconnecting import (
     LAST_SECONDS,
     REFUSED_GROWTH,
     REFUSED_LAST_SECONDS,
+    STABLE_SECONDS,
     Connection,
     ReconnectingService,
     backOff,
@@ -125,9 +126,14 @@ class ReconnectingTests(ReconnectingTestCase):
         self.stop()
 
     def test_onlyALinkCounts(self) -> None:
-        """Only a link that was up makes the next wait a short one."""
+        """Only a link that was up, and for more than a moment, makes the next wait a short one."""
         self.failures_(12)
         self.up().gone.callback(None)
+        self.assertGreater(self.wait, FIRST_SECONDS)
+        self.clock.advance(self.wait)
+        connection = self.up()
+        self.clock.advance(STABLE_SECONDS)
+        connection.gone.callback(None)
         self.assertLessEqual(self.wait, FIRST_SECONDS)
         self.assertEqual(self.failures, 12)
         self.stop()
@@ -180,12 +186,15 @@ class RefusedTests(ReconnectingTestCase):
         self.stop()
 
     def test_over(self) -> None:
-        """When the server can not be reached any more, we are in a hurry again."""
+        """Who is not even heard after that is refused still; if nobody is there, we are in a hurry again."""
         self.failures_(12, RefusedError("no"))
-        self.fail_(LoginError("closed"))
-        self.clock.advance(HURRY_SECONDS)
+        self.clock.advance(self.fail_(LoginError("closed")))
         self.service.hurry()
         self.assertEqual(len(self.attempts), 14)
+        self.fail_(ConnectionRefusedError())
+        self.clock.advance(HURRY_SECONDS)
+        self.service.hurry()
+        self.assertEqual(len(self.attempts), 15)
         self.stop()
 
 

@@ -531,7 +531,7 @@ class MemoryLimitTests(MemoryTestCase):
         self.assertEqual(self.open(up, 1, 2), [(CLOSE | 2, 0, 0, b"")])
         self.assertEqual(self.service.counters.dropped, {"no external port": 1})
         up.die(ConnectionLost())
-        again = self.another()
+        again = self.another(alone=True)
         self.assertTrue(self.welcomed.resumed)
         self.open(again, 1)
         self.assertEqual([each for each, _ in self.sockets[0].sent], [b"x", b"x", b"x"])
@@ -540,11 +540,16 @@ class MemoryLimitTests(MemoryTestCase):
         self.greeted(b"b" * 16)
 
     def test_unlimited(self) -> None:
-        """Without a limit nobody looks."""
-        self.service.config = dataclasses.replace(self.config, maxMemory=0)
-        self.patch(server_module, "residentBytes", lambda: self.fail("looked"))
-        self.tick(2)
+        """Where nobody knows how much memory there is, nothing is refused for it."""
+        self.service._mostMemory = 0
+        self.hold(1 << 20)
         self.greeted()
+
+    def test_default(self) -> None:
+        """Without the option it is three quarters of what the machine has."""
+        self.patch(server_module, "physicalBytes", lambda: 400 << 20)
+        config = dataclasses.replace(self.config, maxMemory=0)
+        self.assertEqual(ServerService(config, MemoryReactorClock(), NoNames())._mostMemory, 300 << 20)
 
 
 class UserTestCase(MemoryTestCase, FilesTestCase):

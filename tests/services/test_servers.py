@@ -120,7 +120,7 @@ class NearestTests(ServersTestCase):
         chosen.cancel()
         self.failureResultOf(chosen, CancelledError)
         self.assertEqual(sorted(self.cancelled), ["a", "b"])
-        self.assertEqual([each.seconds for each in self.servers.all], [0.0] * 3)
+        self.assertEqual([each.seconds for each in self.servers.all], [HANDICAP_SECONDS, 0.0, 0.0])
 
     def test_again(self) -> None:
         """All are asked again next time, those that have failed too."""

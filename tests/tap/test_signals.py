@@ -12,7 +12,7 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from udptunnel.tap.signals import DRAIN_SECONDS, RealSystem, Signals
+from udptunnel.tap.signals import STOP_SECONDS, RealSystem, Signals
 
 
 class FakeReactor:
@@ -111,7 +111,7 @@ class SignalsTests(SynchronousTestCase):
         self.assertEqual(self.system.alarms, [])
         self.system.send("SIGTERM")
         self.reactor.turn()
-        self.assertEqual(self.system.alarms, [DRAIN_SECONDS])
+        self.assertEqual(self.system.alarms, [STOP_SECONDS])
         self.system.send("SIGALRM")
         self.assertEqual(self.did, ["stopping", 0])
         self.assertIn("warn not everything has ended after 10 s: ending now", self.said)

@@ -20,7 +20,8 @@ class Bucket:
         """Whether C{tokens} more may be had now; if so they are taken."""
         self._tokens = min(self._rate, self._tokens + self._rate * (now - self._filledAt))
         self._filledAt = now
-        if self._tokens < tokens:
+        # A full bucket takes more than it holds, or what comes in one piece would never pass.
+        if self._tokens < min(tokens, self._rate):
             return False
         self._tokens -= tokens
         return True

@@ -10,6 +10,7 @@ the latest: one until a PING is due, two without an answer.
 
 from __future__ import annotations
 
+from collections import deque
 from math import inf
 
 INTERVAL = 5.0
@@ -36,7 +37,7 @@ class Heartbeat:
         self.interval = interval
         self.heardAt = -inf
         self._pingedAt = now
-        self._waitingSince: float | None = None
+        self._unanswered: deque[float] = deque()
 
     def due(self, now: float) -> bool:
         """Whether it is time for a PING."""
@@ -46,12 +47,22 @@ class Heartbeat:
     def pinged(self, now: float) -> None:
         """A PING was sent, for whatever reason."""
         self._pingedAt = now
-        if self._waitingSince is None:
-            self._waitingSince = now
+        self._unanswered.append(now)
 
-    def ponged(self, sentAt: float) -> None:
-        """The PING of C{sentAt} was answered, and with it all before it."""
-        self._waitingSince = None if sentAt >= self._pingedAt else sentAt
+    def ponged(self, sentAt: float) -> bool:
+        """
+        The PING of C{sentAt} was answered, and with it all before it.
+
+        @return: whether there was one to answer. Who says PONG unasked is not to be listened to.
+        """
+        unanswered = self._unanswered
+        asked = bool(unanswered) and unanswered[0] <= sentAt
+        while unanswered and unanswered[0] < sentAt:
+            unanswered.popleft()
+        # Several may be of one moment, and each has an answer of its own.
+        if unanswered and unanswered[0] == sentAt:
+            unanswered.popleft()
+        return asked
 
     def late(self, now: float, roundTrip: float) -> bool:
         """Whether the other end takes long to answer, so that another link is better."""
@@ -62,4 +73,4 @@ class Heartbeat:
         return self._waited(now) > MISSES * self.interval
 
     def _waited(self, now: float) -> float:
-        return 0.0 if self._waitingSince is None else now - self._waitingSince
+        return now - self._unanswered[0] if self._unanswered else 0.0

@@ -185,7 +185,7 @@ class LinkLimits:
     heartbeat: float = INTERVAL
     """Seconds between PINGs."""
 
-    targets: int = 16384
+    targets: int = 4096
     """Target numbers that the other end may use."""
 
     login: float = LOGIN_SECONDS
@@ -265,7 +265,7 @@ class Link:
         self.window.crowd(now)
         # The window may have shrunk below what no PING followed, and only an answer makes room again.
         if not self._full and self.window.wantsPing():
-            self._beat(now)
+            self.ask(now)
         return False
 
     def _writeChunk(self, buffers: list[Buffer], now: float) -> None:
@@ -379,9 +379,9 @@ class Link:
     def _pongReceived(self, body: Buffer, now: float) -> None:
         moment, received = unpackPong(body)
         sentAt = min(moment / 1e6, now)
-        self._heartbeat.ponged(moment / 1e6)
-        self.window.arrived(sentAt, received, now)
-        self.flush(now)
+        if self._heartbeat.ponged(moment / 1e6):
+            self.window.arrived(sentAt, received, now)
+            self.flush(now)
 
     firstWords: tuple[int, ...] = ()
     """The frames that the other end may begin with."""
@@ -411,7 +411,7 @@ class Link:
         """Both ends have greeted: from now on the link is used."""
         self.relay.mostNumbers = greeting.targets
         self.session, self.up = session, True
-        self._beat(now)
+        self.ask(now)
         session.linkUp(self, greeting, now)
 
     def goAwayReceived(self, reason: str, now: float) -> None:
@@ -434,9 +434,9 @@ class Link:
         else:
             self.queue.expire(now)
             if self._heartbeat.due(now):
-                self._beat(now)
+                self.ask(now)
 
-    def _beat(self, now: float) -> None:
+    def ask(self, now: float) -> None:
         """Send a PING, or if the path is full at least start the clock of the heartbeat."""
         if self._full:
             self._heartbeat.pinged(now)

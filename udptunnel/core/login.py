@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from udptunnel.errors import ConfigError, RefusedError
 from udptunnel.wire.frame import Buffer
@@ -43,9 +43,9 @@ class Login:
     """
 
     user: str
-    secret: bytes
-    nonce: bytes
-    binding: Binding
+    secret: bytes = field(repr=False)
+    nonce: bytes = field(repr=False)
+    binding: Binding = field(repr=False)
 
     def answer(self, hello: Buffer, nonce: bytes, proof: bytes) -> bytes:
         """
@@ -70,10 +70,10 @@ class Challenge:
     @ivar known: whether there is such a user. One who does not exist is asked all the same, and fails.
     """
 
-    secret: bytes
-    binding: bytes
-    nonce: bytes
-    hello: bytes
+    secret: bytes = field(repr=False)
+    binding: bytes = field(repr=False)
+    nonce: bytes = field(repr=False)
+    hello: bytes = field(repr=False)
     known: bool
 
     @property

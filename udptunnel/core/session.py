@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from udptunnel.core.associations import Association, Associations, Outlet
 from udptunnel.core.counters import Counters
@@ -195,9 +195,9 @@ class Membership:
     @ivar ticket: what to show on the next link; empty if there is no session yet.
     """
 
-    session: LocalSession
+    session: LocalSession = field(repr=False)
     name: bytes
-    ticket: bytes = b""
+    ticket: bytes = field(default=b"", repr=False)
 
     def hello(self) -> Greeting:
         """What to say on a new link."""
@@ -247,11 +247,12 @@ class LocalSession(Session):
 
         @raise LoginError: there are links to another one, or to another session.
         """
+        known = at.ticket or self.membership.ticket
         if at is self.moving:
             self._leave(now)
         if self.links and (at is not self.membership or greeting.session != at.name):
             raise LoginError("this link leads to another session than the others")
-        if not self.links and (at.ticket or self.membership.ticket):
+        if not self.links and known:
             self.resumed += greeting.resumed
             self.lost += bool(self.associations) and not greeting.resumed
         self.membership, self.name = at, greeting.session
@@ -260,6 +261,8 @@ class LocalSession(Session):
     def _leave(self, now: float) -> None:
         """Give up the links to the present server: a better one has let us in."""
         self.moving = None
+        # The farewell ends our session there.
+        self.membership.ticket = b""
         for link in list(self.links):
             link.goAway("udp-local moves to another server", now)
 

@@ -174,7 +174,7 @@ class ExternalPort:
     def rulesChanged(self) -> None:
         """Close the association if it has sent where nobody may go any more."""
         association = self._session.associations.get(self._number)
-        if association is not None and not all(map(self._egress.surelyAllows, self._known.values())):
+        if association is not None and not all(map(self._egress.mayReach, self._known.values())):
             self._session.close(association)
 
     def closed(self) -> None:
@@ -303,12 +303,9 @@ class DirectEgress:
         """
         return self._rules.allows(target, self._leadsHome(target.host))
 
-    def surelyAllows(self, target: Address) -> bool:
-        """Whether a numeric target may be reached, as far as that can be found out just now."""
-        try:
-            return self.allows(target)
-        except OSError:
-            return False
+    def mayReach(self, target: Address) -> bool:
+        """Whether the rules allow a target that was reached before, so that it is not this machine itself."""
+        return self._rules.allows(target, False)
 
     def _leadsHome(self, host: str) -> bool:
         """Whether a host is this machine, perhaps by way of an IPv4 address inside an IPv6 one."""

@@ -22,6 +22,7 @@ from twisted.internet.interfaces import IPullProducer, IPushProducer, ITransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -184,8 +185,11 @@ class TransportCarrier(StreamCarrier):
     def __init__(self, transport: ITransport, feed: Feed, resumed: Callable[[], None]) -> None:
         super().__init__(transport, feed, resumed)
         self._paused = False
-        if hasattr(transport, "setTcpNoDelay"):
-            self._transport.setTcpNoDelay(True)
+        stream: Any = transport
+        while isinstance(stream, ProtocolWrapper):
+            stream = stream.transport
+        if isinstance(stream, Connection):
+            _tune(stream.socket)
         self._transport.registerProducer(self, True)
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
@@ -275,6 +279,8 @@ class LinkProtocol(Protocol):
         if self._failed or self.link is None:
             return len(data)
         try:
+            if self.link.session is None:
+                self.checkConnection()
             self.link.beginningReceived(data)
             frames, used = decode(data)
             self._carrier.decoded(len(frames), used)
@@ -284,6 +290,13 @@ class LinkProtocol(Protocol):
         except (FrameError, LoginError) as error:
             return self._fail(error, len(data))
         return used
+
+    def checkConnection(self) -> None:
+        """
+        Something has come on a link that is not up yet.
+
+        @raise LoginError: the connection is not what it should be.
+        """
 
     def _fail(self, error: Exception, length: int) -> int:
         """The other end does not speak our language, or does not want us: close, and say so once."""
@@ -318,9 +331,11 @@ class LinkProtocol(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The end."""
-        if self.link is not None:
-            self.link.connectionLost(self._clock())
-        self.ended(reason)
+        try:
+            if self.link is not None:
+                self.link.connectionLost(self._clock())
+        finally:
+            self.ended(reason)
         # All these know each other, and with TLS they are large: they are not to wait for the collector.
         if self.link is not None:
             self.link.carrier = _GONE

@@ -1,11 +1,21 @@
-"""How much memory this process holds."""
+"""How much memory this process holds, and how much there is."""
 
 from __future__ import annotations
+
+import os
 
 try:
     from resource import getpagesize
 except ImportError:
     getpagesize = None  # type: ignore[assignment]
+
+
+def physicalBytes() -> int:
+    """How much memory the machine has; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 def residentBytes() -> int:

@@ -34,7 +34,25 @@ def isLoopback(host: str) -> bool:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
+    address = getattr(address, "ipv4_mapped", None) or address
     return address in _LOOPBACK4 if address.version == 4 else address == _LOOPBACK6
+
+
+def siteOf(host: str) -> str:
+    """
+    What counts as one source: an IPv4 address, or the network of 64 bits of an
+    IPv6 address, for whoever has one of those has all of them.
+    """
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    address = getattr(address, "ipv4_mapped", None) or address
+    return (
+        str(address)
+        if address.version == 4 or address.is_loopback
+        else str(ipaddress.ip_network((address, 64), strict=False))
+    )
 
 
 _LOOPBACK4 = ipaddress.ip_network("127.0.0.0/8")

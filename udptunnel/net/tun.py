@@ -383,7 +383,9 @@ class TunPort:
             self._losing = None
         if self._descriptor >= 0:
             self._reactor.removeReader(self)
-            self._system.close(self._descriptor)
+            with suppress(OSError):
+                # Of a descriptor that was handed over nobody knows whether it is one.
+                self._system.close(self._descriptor)
             self._descriptor = -1
 
     # -- IReadDescriptor

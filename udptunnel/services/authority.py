@@ -8,6 +8,7 @@ encrypted already. Everything comes from files, which are read again on demand.
 
 from __future__ import annotations
 
+import hmac
 import os
 import time
 from typing import Any, NamedTuple
@@ -26,6 +27,10 @@ PLAIN_ADVICE = (
 )
 
 
+OTHERS_MAY_READ = 0o004
+
+_log = Logger()
+
 WARNING_DAYS = 14
 """So long before a certificate's end we begin to warn."""
 
@@ -36,10 +41,12 @@ class Visitor(NamedTuple):
 
     @ivar user: the name in the certificate.
     @ivar fingerprint: the certificate's, as 64 hexadecimal digits.
+    @ivar authorities: those of the CAs that were ours when it was checked.
     """
 
     user: str = ""
     fingerprint: str = ""
+    authorities: frozenset[str] = frozenset()
 
 
 class Authority:
@@ -64,6 +71,7 @@ class Authority:
         warnOfEnd(identity, self._log)
         self._asksForCertificates = identity is not None and bool(identity.authorities) and self.secrets is None
         self.tls = tls.ServerTls(identity, self._asksForCertificates) if identity is not None else None
+        self._authorities = _authoritiesOf(identity)
 
     def reload(self, config: ServerConfig) -> None:
         """
@@ -78,6 +86,7 @@ class Authority:
         if self.tls is not None and config.tls is not None:
             identity = tls.readIdentity(config.tls)
             self.tls.replace(identity)
+            self._authorities = _authoritiesOf(identity)
             warnOfEnd(identity, self._log)
         self._config, self.secrets, self._revoked = config, secrets, revoked
 
@@ -111,7 +120,7 @@ class Authority:
         tls.checkProtocol(transport)
         if not self._asksForCertificates:
             return Visitor()
-        visitor = Visitor(tls.userOf(transport) or "", tls.fingerprintOf(transport) or "")
+        visitor = Visitor(tls.userOf(transport) or "", tls.fingerprintOf(transport) or "", self._authorities)
         if not visitor.user or not self.welcomes(visitor):
             raise RefusedError("this certificate is not valid here, or not any more")
         return visitor
@@ -137,7 +146,15 @@ class Authority:
         """
         if visitor.fingerprint in self._revoked:
             return False
-        return self.secrets is None or (visitor.user in self.secrets and self.secrets.of(visitor.user) == secret)
+        if self._asksForCertificates and not visitor.authorities & self._authorities:
+            return False
+        return self.secrets is None or (
+            visitor.user in self.secrets and hmac.compare_digest(self.secrets.of(visitor.user), secret)
+        )
+
+
+def _authoritiesOf(identity: tls.Identity | None) -> frozenset[str]:
+    return frozenset(map(tls.fingerprint, identity.authorities)) if identity is not None else frozenset()
 
 
 def warnOfEnd(identity: tls.Identity | None, log: Logger) -> None:
@@ -158,6 +175,8 @@ def readSecrets(option: str, name: str, dummy: bytes = b"") -> Secrets:
     """
     try:
         with open(name, encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_mode & OTHERS_MAY_READ:
+                _log.warn("--{option} {file}: others may read it; chmod 600 keeps them out", option=option, file=name)
             return Secrets.parse(file.read(), dummy)
     except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"--{option} {name}: {getattr(error, 'strerror', None) or error}") from error

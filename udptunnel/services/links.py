@@ -7,7 +7,8 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
 
 from udptunnel.config import LocalConfig, ServerConfig
 from udptunnel.core.link import LOGIN_SECONDS, LinkLimits
@@ -22,6 +23,26 @@ def linkLimits(config: LocalConfig | ServerConfig) -> LinkLimits:
         heartbeat=config.heartbeat,
         login=getattr(config, "loginTimeout", LOGIN_SECONDS),
     )
+
+
+def every(seconds: float, call: Callable[[], None], clock: IReactorTime, log: Logger) -> LoopingCall:
+    """
+    Have something done again and again, from now on.
+
+    One mistake must not stop the time of everything else: it is logged, and
+    the next turn comes.
+    """
+
+    def safely() -> None:
+        try:
+            call()
+        except Exception:
+            log.failure("a tick has failed; the next one comes")
+
+    calls = LoopingCall(safely)
+    calls.clock = clock
+    calls.start(seconds, now=False)
+    return calls
 
 
 LEAST_LOOK_SECONDS, MOST_LOOK_SECONDS = 0.005, 0.1

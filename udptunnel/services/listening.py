@@ -83,6 +83,9 @@ class Listening:
         opened.addErrback(failures.append)
         for failure in failures:
             failure.raiseException()
+        if self._port is None:
+            # Who could come in is not known, so nobody may.
+            raise ListenError(f"{self._what} is not open at once, as it must be")
         try:
             requireAuthentication(isLocal(self.address), allowed, self._what, advice)
         except ListenError:

@@ -38,7 +38,7 @@ from udptunnel.net.reach import isLoopback
 from udptunnel.net.socks5 import SocksServerProtocol
 from udptunnel.net.socks5client import SocksClientEndpoint
 from udptunnel.services.authority import readSecrets, warnOfEnd
-from udptunnel.services.links import allGone, linkLimits, quietFactory, tickSeconds
+from udptunnel.services.links import allGone, every, linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening, requireAuthentication
 from udptunnel.services.reconnecting import ReconnectingService
 from udptunnel.services.servers import Server, Servers
@@ -89,7 +89,6 @@ class _LocalLinkProtocol(LinkProtocol):
     def _binding(self) -> bytes:
         if not self._service.sealed:
             return NO_BINDING
-        tls.checkProtocol(self.transport)
         return tls.exporterOf(self.transport)
 
     def _up(self) -> None:
@@ -99,9 +98,15 @@ class _LocalLinkProtocol(LinkProtocol):
         self._welcomed = True
         self.greeted.callback(None)
 
+    def checkConnection(self) -> None:
+        """With TLS, the other end must have said what it speaks."""
+        if self._service.sealed:
+            tls.checkProtocol(self.transport)
+
     def failed(self, error: Exception) -> None:
         """Tell whoever waits for the link."""
-        super().failed(error)
+        if self._welcomed:
+            super().failed(error)
         self._giveUp(error)
 
     def _giveUp(self, error: Exception) -> None:
@@ -162,8 +167,7 @@ class LocalService(MultiService):
         self.clients: set[SocksServerProtocol] = set()
         self._links: set[Link] = set()
         self._reconnecting: list[ReconnectingService] = []
-        self._ticking = LoopingCall(self._tick)
-        self._ticking.clock = reactor
+        self._ticking: LoopingCall | None = None
         self.reconnects = self._lost = 0
         self._turn = DeferredLock()
         self._spare: _LocalLinkProtocol | None = None
@@ -337,7 +341,9 @@ class LocalService(MultiService):
         """Log in at a better server, and leave the present one if that succeeds."""
         for server in better[:1]:
             self.session.moving = server.membership
-            self._spare = await self.servers.login(server)
+            login = Deferred.fromCoroutine(self.servers.login(server))
+            login.addTimeout(self.servers.patience(server), self._reactor)
+            self._spare = await login
             self._log.info("moved to {server}", server=server.text)
 
     def _looked(self, result: object) -> None:
@@ -357,7 +363,7 @@ class LocalService(MultiService):
             self._openEntry(rule, entry)
         if self.door is not None:
             self.door.start(self.authenticate is not None or self.config.insecureNoAuth)
-        self._ticking.start(tickSeconds(self.config), now=False)
+        self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(
             "udp-local: SOCKS5 at {socks}, forwards {forwards}, server {server}, offload {offload}",
             socks=self.config.socks,
@@ -406,7 +412,7 @@ class LocalService(MultiService):
 
     async def stopService(self) -> None:
         """Close everything."""
-        if self._ticking.running:
+        if self._ticking is not None and self._ticking.running:
             self._ticking.stop()
         if self._looking is not None:
             self._looking.cancel()

@@ -19,13 +19,16 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from udptunnel.errors import RefusedError
+from udptunnel.errors import LoginError, RefusedError
 
 FIRST_SECONDS, LAST_SECONDS, GROWTH = 0.2, 15.0, 1.5
 """The back-off: from the first attempt's wait to the longest one."""
 
 HURRY_SECONDS = 1.0
 """The longest wait while datagrams are waiting too: a server that is back is to be found within two seconds."""
+
+STABLE_SECONDS = 1.0
+"""A link that was up for a shorter time than this is worth no more than a failed attempt."""
 
 REFUSED_LAST_SECONDS, REFUSED_GROWTH = 60.0, 3.0
 """The same for whom the server does not let in: only people can change that."""
@@ -86,10 +89,13 @@ class ReconnectingService(Service):
     async def _keepUp(self) -> None:
         failures = 0
         while self.running:
-            if await self._attempt():
+            begin = self._clock.seconds()
+            if not await self._attempt():
+                self._failed()
+                failures += 1
+            elif self._clock.seconds() - begin >= STABLE_SECONDS:
                 failures = 0
             else:
-                self._failed()
                 failures += 1
             if self.running:
                 await self._pause(backOff(max(0, failures - 1), self._refused))
@@ -100,15 +106,16 @@ class ReconnectingService(Service):
 
         @return: whether the link was up.
         """
-        self._refused = False
         try:
             attempt = await self._connect()
         except CancelledError:
             self.running = False
         except Exception as error:
-            self._refused = isinstance(error, RefusedError)
+            # Who was refused, and is not even heard now, is not let in yet.
+            self._refused = isinstance(error, RefusedError) or (self._refused and isinstance(error, LoginError))
             self._log.info("no link: {error}", error=str(error) or type(error).__name__)
         else:
+            self._refused = False
             return await self._use(attempt)
         return False
 

@@ -36,22 +36,22 @@ from udptunnel.net.descriptors import descriptorLimit
 from udptunnel.net.egress import DirectEgress, Filtering
 from udptunnel.net.link import LinkProtocol
 from udptunnel.net.logs import lines
-from udptunnel.net.memory import residentBytes
+from udptunnel.net.memory import physicalBytes, residentBytes
 from udptunnel.net.names import Names, Resolver, SystemResolver
 from udptunnel.net.offload import parseNames, probe
-from udptunnel.net.reach import isLoopback
+from udptunnel.net.reach import isLoopback, siteOf
 from udptunnel.net.tls import whyLost
 from udptunnel.services.authority import Authority, Visitor
-from udptunnel.services.links import allGone, linkLimits, quietFactory, tickSeconds
+from udptunnel.services.links import allGone, every, linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening
 from udptunnel.services.status import StatusService
 from udptunnel.wire.greeting import SESSION_BYTES, Greeting
 
-RESERVE = 256
-"""Descriptors that external ports leave for links, logs and the like."""
+RESERVE = 512
+"""Descriptors that external ports and links leave for strangers, logs and the like."""
 
-LEAST_PORTS, LEAST_HALF_OPEN = 16, 8
-"""However few descriptors there are, so many external ports and strangers may take some."""
+LEAST_HALF_OPEN = 8
+"""However few descriptors there are, so many strangers may take one."""
 
 FAREWELL_SECONDS = 5.0
 """How long clients have to close their links after a GOAWAY."""
@@ -78,8 +78,8 @@ class _ServerLinkProtocol(LinkProtocol):
 
     @property
     def source(self) -> str:
-        """The host at the other end; empty for a Unix socket."""
-        return str(getattr(self.transport.getPeer(), "host", ""))
+        """The host or network at the other end; empty for a Unix socket."""
+        return siteOf(str(getattr(self.transport.getPeer(), "host", "")))
 
     def connectionMade(self) -> None:
         """Let it in before the door, if it did not fail there lately."""
@@ -155,20 +155,22 @@ class ServerService(MultiService):
         self._drained: Callable[[], None] | None = None
         self._halfOpen: HalfOpen[_ServerLinkProtocol] = HalfOpen(_mostHalfOpen(config), random.random)
         self._penalties = Penalties()
+        self._mostMemory = _mostMemory(config)
         self._owners: dict[bytes, tuple[Visitor, bytes]] = {}
         self._byUser: dict[str, set[ServerSession]] = {}
         self.authority = Authority(config)
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self._resolver = resolver or SystemResolver(reactor)
         names = Names(reactor, self._resolver, config.lookups, config.lookupTimeout)
-        most = _mostPorts(config)
+        self._descriptors = max(1, descriptorLimit() - _reserve())
         filtering = Filtering(config.filtering, config.strangerRate)
-        self.egress = DirectEgress(self.traffic, reactor, _rules(config), names, most, filtering=filtering)
+        self.egress = DirectEgress(
+            self.traffic, reactor, _rules(config), names, config.maxPorts or self._descriptors, filtering=filtering
+        )
         factory = quietFactory(lambda: _ServerLinkProtocol(self))
         self.listeners = [Listening(reactor, "listen", text, factory, self.authority.tls) for text in config.listen]
         self._reactor = reactor
-        self._ticking = LoopingCall(self._tick)
-        self._ticking.clock = reactor
+        self._ticking: LoopingCall | None = None
         if config.status is not None:
             self._addStatus(config.status)
 
@@ -219,6 +221,7 @@ class ServerService(MultiService):
         """
         if not self._mayStay(connection):
             raise RefusedError("not welcome any more")
+        self._requireLink(greeting, connection.visitor.user)
         session = self._resume(greeting, connection) or self._begin(greeting, connection)
         self._owners[session.name] = connection.visitor, connection.secret
         self._halfOpen.leave(connection)
@@ -258,6 +261,17 @@ class ServerService(MultiService):
         self._log.info("session {session} begins, user {user!r}", session=session.shortName, user=user)
         return session
 
+    def _requireLink(self, greeting: Greeting, user: str) -> None:
+        """One more link must leave room for others; the only one of a session takes that of those before it."""
+        if sum(len(each.links) for each in self.sessions.values()) >= self._descriptors // 2:
+            raise LoginError("too many links")
+        if greeting.alone:
+            return
+        if self._crammed and greeting.session in self.sessions:
+            raise LoginError("no memory is left for one more link")
+        if user and sum(len(each.links) for each in self._byUser.get(user, ())) >= self.config.maxUserLinks:
+            raise LoginError(f"too many links of {user}")
+
     def _requireRoom(self, user: str) -> None:
         if self.draining:
             raise LoginError("udp-server stops")
@@ -268,7 +282,9 @@ class ServerService(MultiService):
 
     def _openOutlet(self, session: ServerSession, number: int) -> Outlet | None:
         """An external port, if the user may have one more."""
-        if self._crammed or (session.user and self._associationsOf(session.user) >= self.config.maxUserAssociations):
+        if self._crammed or len(self.connections) + self.egress.ports >= self._descriptors:
+            return None
+        if session.user and self._associationsOf(session.user) >= self.config.maxUserAssociations:
             return None
         return self.egress.openOutlet(session, number)
 
@@ -310,7 +326,7 @@ class ServerService(MultiService):
     def _tick(self) -> None:
         now = self.clock()
         self._endIfDrained()
-        self._crammed = self.config.maxMemory > 0 and residentBytes() > self.config.maxMemory << 20
+        self._crammed = 0 < self._mostMemory < residentBytes()
         self.egress.tick(now)
         for session in list(self.sessions.values()):
             session.tick(now)
@@ -328,7 +344,7 @@ class ServerService(MultiService):
         """
         for listener in self.listeners:
             listener.start(self.authority.mayListenAnywhere, self.authority.advice)
-        self._ticking.start(tickSeconds(self.config), now=False)
+        self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(
             "udp-server: links at {listen}, at most {ports} external ports, offload {offload}",
             listen=", ".join(self.config.listen),
@@ -359,7 +375,7 @@ class ServerService(MultiService):
     async def stopService(self) -> None:
         """Say farewell to everybody, then close everything."""
         self.draining = True
-        if self._ticking.running:
+        if self._ticking is not None and self._ticking.running:
             self._ticking.stop()
         await gatherResults([listener.stop() for listener in self.listeners])
         await self._sayFarewell()
@@ -417,13 +433,18 @@ class ServerService(MultiService):
         }
 
 
-def _mostPorts(config: ServerConfig) -> int:
-    return config.maxPorts or max(LEAST_PORTS, descriptorLimit() - RESERVE)
+def _reserve() -> int:
+    return min(RESERVE, descriptorLimit() // 2)
 
 
 def _mostHalfOpen(config: ServerConfig) -> int:
-    """Strangers take at most half of the descriptors that external ports leave."""
-    return min(config.maxHalfOpen, max(LEAST_HALF_OPEN, (descriptorLimit() - _mostPorts(config)) // 2))
+    """Strangers take at most half of the descriptors that are kept back."""
+    return min(config.maxHalfOpen, max(LEAST_HALF_OPEN, _reserve() // 2))
+
+
+def _mostMemory(config: ServerConfig) -> int:
+    """In bytes; 0 if nobody knows how much there is."""
+    return config.maxMemory << 20 or physicalBytes() * 3 // 4
 
 
 def _rules(config: ServerConfig) -> AccessRules:

@@ -15,6 +15,7 @@ from math import inf
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -103,7 +104,9 @@ class Servers(Generic[Attempt]):
         begin = self._clock.seconds()
         try:
             attempt = await self._login(server)
-        except CancelledError:
+        except (CancelledError, ConnectingCancelledError):
+            # Another one was faster; how long this one takes, only so much is known.
+            server.seconds = max(server.seconds, self._clock.seconds() - begin) if server.seconds < inf else inf
             raise
         except Exception:
             server.seconds = inf
@@ -111,6 +114,10 @@ class Servers(Generic[Attempt]):
         server.seconds = self._clock.seconds() - begin
         self.current = server
         return attempt
+
+    def patience(self, server: Server) -> float:
+        """How long logging in at another server may take for that to be better than the current one."""
+        return max(0.0, self.current.cost - MARGIN_SECONDS - server.handicap)
 
     def better(self) -> list[Server]:
         """Those that may be better than the current one, if they are well."""

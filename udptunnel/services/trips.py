@@ -32,7 +32,6 @@ from udptunnel.services.links import quietFactory
 from udptunnel.services.local import LocalService
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import Burst, split
-from udptunnel.wire.frame import ping
 from udptunnel.wire.socks5 import ClientNegotiation, Command, packHeader, unpackHeader
 
 PATIENCE_SECONDS = 2.0
@@ -253,7 +252,7 @@ async def linkTrip(reactor: Any, link: Link, patience: float = PATIENCE_SECONDS)
     @return: the seconds until its PONG; C{None} if there was none in time.
     """
     now = reactor.seconds()
-    link.control(ping(int(now * 1e6)))
+    link.ask(now)
     sent = link.window.sent
     while link.window.acknowledged < sent:
         if link.lost or reactor.seconds() - now > patience:

@@ -19,7 +19,6 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from twisted.application.service import MultiService
-from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 from twisted.python import usage
 
@@ -263,9 +262,7 @@ class RoleService(MultiService):
             drain(self._drained)
 
     def _drained(self) -> None:
-        self._notices.stopping()
-        with suppress(ReactorNotRunning):
-            self._reactor.stop()
+        self._signals.stop("drained")
 
     def _end(self, status: int) -> None:
         """End the process at once, but leave no pid file that might name a stranger later."""

@@ -23,6 +23,10 @@ DNS through the tunnel:
     twistd -n udp-local --forward 127.0.0.1:5353=9.9.9.9:53
     dig -p 5353 @127.0.0.1 example.org
 
+Over TLS, with a certificate of our own:
+
+    twistd -n udp-local --server tcp:relay.example:3456 --tls alice.pem
+
 TCP and UDP of a tun2socks that knows one SOCKS5 server only:
 
     twistd -n udp-local --via 127.0.0.1:1080 --connect-via 127.0.0.1:1080 --server tcp:relay.example:3456

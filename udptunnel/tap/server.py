@@ -22,9 +22,11 @@ Allow one private network besides the internet:
 
     twistd -n udp-server --allow 10.1.0.0/16 --deny 10.1.99.0/24
 
-With TLS, from other machines too:
+With TLS, from other machines too, for users with a certificate:
 
-    twistd -n udp-server --listen ssl:3456:privateKey=key.pem:certKey=cert.pem --insecure-no-auth
+    udptunnel pki init pki --name relay.example
+    udptunnel pki add pki alice
+    twistd -n udp-server --listen tcp:3456 --tls pki/server.pem --revoked pki/revoked
 """,
 )
 

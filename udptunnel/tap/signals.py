@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
-DRAIN_SECONDS = 10
+STOP_SECONDS = 10
 """How long saying farewell may take."""
 
 KILLED = 128
@@ -105,13 +105,21 @@ class Signals:
             self._end(KILLED + number)
             return
         self._first = number
-        # Nor this: the reactor waits for its threads in the end, and a thread that looks up a name may take long.
-        self._system.handle("SIGALRM", self._drainTimeOver)
-        self._system.alarm(DRAIN_SECONDS)
+        self._bound()
         self._reactor.callFromThread(self._stop, signal.Signals(number).name)
 
-    def _drainTimeOver(self, number: int, frame: FrameType | None) -> None:
-        self._log.warn("not everything has ended after {seconds} s: ending now", seconds=DRAIN_SECONDS)
+    def _bound(self) -> None:
+        # Not by way of the reactor either: in the end it waits for its threads, and one may be looking up a name.
+        self._system.handle("SIGALRM", self._timeIsOver)
+        self._system.alarm(STOP_SECONDS)
+
+    def stop(self, why: str) -> None:
+        """Stop as the first SIGTERM does."""
+        self._bound()
+        self._stop(why)
+
+    def _timeIsOver(self, number: int, frame: FrameType | None) -> None:
+        self._log.warn("not everything has ended after {seconds} s: ending now", seconds=STOP_SECONDS)
         self._end(0)
 
     def _stop(self, name: str) -> None:

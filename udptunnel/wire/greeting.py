@@ -75,6 +75,9 @@ class Greeting(NamedTuple):
     nonce: bytes = b""
     """32 random bytes that udp-server's proof is about, where users prove a secret (HELLO only)."""
 
+    def __repr__(self) -> str:
+        return f"<Greeting of {self.session.hex()[:8]}>"  # A ticket opens a session.
+
 
 def packHello(greeting: Greeting) -> bytes:
     """The frame with which udp-local opens a link."""
