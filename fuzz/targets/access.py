@@ -90,7 +90,7 @@ def _allowsIp(rules: list[tuple[Network, bool]], ip: Ip, own: bool) -> bool:
 def _literal(host: str) -> Ip | None:
     """The number behind a host, without its zone."""
     number, percent, zone = host.partition("%")
-    if percent and (":" not in number or not zone or any(not "!" <= char <= "~" or char in "[]:%" for char in zone)):
+    if percent and (":" not in number or not zone or any(not "!" <= char <= "~" or char in "[]:%/" for char in zone)):
         return None
     try:
         ip = ip_address(number)
