@@ -75,6 +75,41 @@ class HeartbeatTests(SynchronousTestCase):
         self.assertFalse(heartbeat.dead(15.0))
         self.assertTrue(heartbeat.dead(20.1))
 
+    def test_unasked(self) -> None:
+        """An answer to nothing is told from one, and changes nothing."""
+        heartbeat = Heartbeat(5.0, now=0.0)
+        for sentAt in (0.0, 4.0, 1e9):
+            self.assertFalse(heartbeat.ponged(sentAt))
+        heartbeat.pinged(5.0)
+        for sentAt in (0.0, 4.999999):
+            self.assertFalse(heartbeat.ponged(sentAt))
+        self.assertTrue(heartbeat.late(6.1, 0.0))
+        self.assertTrue(heartbeat.dead(15.1))
+
+    def test_neverSent(self) -> None:
+        """Nor does the answer to a PING that was never sent count for those that were."""
+        heartbeat = Heartbeat(5.0, now=0.0)
+        heartbeat.pinged(5.0)
+        heartbeat.pinged(10.0)
+        for sentAt in (5.000001, 9.0, 10.000001, 2**64 / 1e6):
+            self.assertFalse(heartbeat.ponged(sentAt))
+        self.assertTrue(heartbeat.dead(15.1))
+
+    def test_once(self) -> None:
+        """Each PING is answered once, though several be of one moment."""
+        heartbeat = Heartbeat(5.0, now=0.0)
+        for now in (1.0, 1.0, 1.0, 2.0):
+            heartbeat.pinged(now)
+        self.assertEqual([heartbeat.ponged(1.0) for _ in range(4)], [True, True, True, False])
+        self.assertEqual([heartbeat.ponged(2.0) for _ in range(2)], [True, False])
+
+    def test_overtaken(self) -> None:
+        """An answer counts for all PINGs before its own; theirs come too late then."""
+        heartbeat = Heartbeat(5.0, now=0.0)
+        for now in (1.0, 2.0, 3.0):
+            heartbeat.pinged(now)
+        self.assertEqual([heartbeat.ponged(sentAt) for sentAt in (2.0, 1.0, 2.0, 3.0)], [True, False, False, True])
+
     def test_late(self) -> None:
         """An answer is late after a second, and on a long path after four of the usual round trips."""
         for roundTrip, seconds in ((0.0, 1.0), (0.01, 1.0), (0.25, 1.0), (0.5, 2.0)):

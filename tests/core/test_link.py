@@ -786,6 +786,64 @@ class HeartbeatTests(SynchronousTestCase):
             link.tick(now)
         self.assertEqual((carrier.take(), carrier.aborted), (b"", False))
 
+    def farAway(self, roundTrip: float) -> tuple[Pair, Path]:
+        """Two ends with an idle link between them, and the long path that it takes."""
+        return Pair().greeted(), Path(1000.0, roundTrip)
+
+    def letLive(self, pair: Pair, path: Path, seconds: float, silent: bool = False) -> None:
+        """Let time pass at both ends, while what they say takes its time, or goes nowhere."""
+        for _ in range(round(4 * seconds)):
+            path.run(path.now + 0.25)
+            for end, link in enumerate(pair.links[0]):
+                link.tick(path.now)
+                data, other = pair.carriers[0][end].take(), pair.links[0][1 - end]
+                if data and not silent:
+                    path.answer(lambda data=data, other=other: feed(other, data, path.now))  # type: ignore[misc]
+
+    def test_longRoundTrip(self) -> None:
+        """A path whose round trip lies between one and two heartbeats is not dead, however long it is used."""
+        for roundTrip in (5.5, 7.5, 9.5):
+            pair, path = self.farAway(roundTrip)
+            self.letLive(pair, path, 300.0)
+            for link, carrier in zip(pair.links[0], pair.carriers[0], strict=True):
+                self.assertFalse(carrier.aborted, roundTrip)
+                self.assertEqual(link.window.roundTrip, roundTrip)
+
+    def test_longRoundTripSilent(self) -> None:
+        """When such a path falls silent at any time, both ends know it within three intervals."""
+        for silentAfter in range(60, 66):
+            pair, path = self.farAway(7.5)
+            self.letLive(pair, path, silentAfter)
+            path._events.clear()
+            self.letLive(pair, path, 15.25, silent=True)
+            self.assertEqual([carrier.aborted for carrier in pair.carriers[0]], [True, True], silentAfter)
+
+    def test_unasked(self) -> None:
+        """A PONG that answers no PING changes nothing and leaves nothing, however many come."""
+        link, carrier = makeUp()
+        link.tick(5.0)
+        association = makeAssociation()
+        link.offer([makeParcel(association, bytes(60000))] * 3, 5.0)
+        carrier.take()
+        before = {**vars(link.window), "_arrivals": list(link.window._arrivals)}
+        stream = b"".join(pong(moment, 1 << 20) for moment in (0, 1, 4_999_999, 1000)) * 1000
+        for step in range(25):
+            feed(link, stream, 5.1 + step / 100)
+        after = {**vars(link.window), "_arrivals": list(link.window._arrivals)}
+        self.assertEqual(after, before)
+        self.assertEqual(carrier.take(), b"")
+        link.tick(15.1)
+        self.assertTrue(carrier.aborted)
+
+    def test_answeredAgain(self) -> None:
+        """Only the first answer to a PING counts: what was measured then is not measured again."""
+        link, _ = makeUp()
+        link.tick(5.0)
+        feed(link, pong(5_000_000, 0), 5.25)
+        for _ in range(10):
+            feed(link, pong(5_000_000, 1 << 20), 9.0)
+        self.assertEqual((link.window.roundTrip, link.window.acknowledged), (0.25, 0))
+
     def test_liars(self) -> None:
         """Whatever a PONG claims, the link works on."""
         link, carrier = makeUp()

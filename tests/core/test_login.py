@@ -169,6 +169,19 @@ class ProofTests(SynchronousTestCase):
         self.assertFalse(makeChallenge(secret, binding, nonce, hello, known=False).check(proof))
 
 
+class ReprTests(SynchronousTestCase):
+    """What is seen of logins in a log or a traceback."""
+
+    def test_noSecret(self) -> None:
+        """Neither a secret nor a nonce, a binding or a HELLO; but whose login it is."""
+        login, challenge = makeLogin(secret=b"S" * 32), makeChallenge(secret=b"S" * 32)
+        for shown in (repr(login), str(login), repr(challenge), str(challenge)):
+            for hidden in ("SSS", "nnn", "lll", "bbb", "HELLO", "lambda"):
+                self.assertNotIn(hidden, shown)
+        self.assertIn("alice", repr(login))
+        self.assertIn("known=True", repr(challenge))
+
+
 class SecretsTests(SynchronousTestCase):
     """L{Secrets}, and the file they come from."""
 

@@ -890,6 +890,13 @@ class MembershipTests(SynchronousTestCase):
         lose(pair)
         self.assertEqual(pair.local.membership.hello(), Greeting(NAME, 77, 1, ticket=ticket, alone=True, idle=True))
 
+    def test_repr(self) -> None:
+        """What is seen of it in a log or a traceback is its name, and no ticket."""
+        membership = Membership(Pair().local, NAME, b"T" * 32)
+        for shown in (repr(membership), str(membership)):
+            self.assertNotIn("TTT", shown)
+            self.assertNotIn("LocalSession", shown)
+
     def test_names(self) -> None:
         """Each server gets another random name: two of them can not tell that they serve the same udp-local."""
         local = Pair().local

@@ -28,6 +28,7 @@ from twisted.internet.endpoints import (
     UNIXClientEndpoint,
     UNIXServerEndpoint,
     wrapClientTLS,
+    wrapServerTLS,
 )
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory
@@ -42,7 +43,7 @@ from tests.waiting import until
 from udptunnel.core.counters import Counters
 from udptunnel.errors import FrameError, LoginError
 from udptunnel.net.datagrams import DatagramPort, Traffic
-from udptunnel.net.link import LinkProtocol, SocketCarrier, TransportCarrier, makeCarrier
+from udptunnel.net.link import USER_TIMEOUT_MILLISECONDS, LinkProtocol, SocketCarrier, TransportCarrier, makeCarrier
 from udptunnel.net.offload import Offload
 from udptunnel.net.testing import MemorySocket, MortalTransport, PortReactor, RecordingReceiver
 from udptunnel.wire.address import Address
@@ -392,6 +393,43 @@ class LinkProtocolTests(SynchronousTestCase):
         self.assertEqual(self.said(), ["GE"])
         self.assertTrue(self.transport.disconnected)
 
+    def test_check(self) -> None:
+        """The connection is looked at before the first bytes are, and no longer when the link is up."""
+        order: list[str] = []
+        self.protocol.checkConnection = lambda: order.append("connection")
+        self.protocol.link.beginningReceived = lambda data: order.append("bytes")
+        self.assertEqual(order, [])
+        self.protocol.dataReceived(b"ud")
+        self.assertEqual(order[:2], ["connection", "bytes"])
+        order.clear()
+        self.protocol.link.session = object()
+        self.protocol.dataReceived(b"pt")
+        self.assertNotIn("connection", order)
+
+    def test_wrongConnection(self) -> None:
+        """If that is not what it should be, no byte is heard, and the link is closed with one log line."""
+
+        def refuse() -> None:
+            raise LoginError("another language")
+
+        self.protocol.checkConnection = refuse
+        for _ in range(3):
+            self.protocol.dataReceived(STREAM)
+        self.assertEqual((self.protocol.link.frames, self.said()), ([], ["another language"]))
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_endedAnyway(self) -> None:
+        """Whoever counts connections hears of the end, even if the rules of the link fail over it."""
+        ended: list[Failure] = []
+        self.protocol.ended = ended.append
+
+        def fail(now: float) -> None:
+            raise ZeroDivisionError("a mistake")
+
+        self.protocol.link.connectionLost = fail
+        self.assertRaises(ZeroDivisionError, self.transport.die)
+        self.assertEqual(len(ended), 1)
+
     def test_clock(self) -> None:
         """The clock is looked at once for all frames that arrive together."""
         moments = iter(range(1, 10))
@@ -508,3 +546,32 @@ class StreamTests(TestCase):
             lambda at: UNIXClientEndpoint(reactor, at.name),
             SocketCarrier,
         )
+
+    def assertTuned(self, protocol: Any) -> None:
+        """What is under a link gives up in time and keeps no long queue."""
+        stream = protocol.transport
+        while not isinstance(stream, Connection):
+            stream = stream.transport
+        options = [stream.socket.getsockopt(socket.IPPROTO_TCP, number) for number in (18, 25, socket.TCP_NODELAY)]
+        self.assertEqual(options[:2], [USER_TIMEOUT_MILLISECONDS, 1 << 20])
+        self.assertTrue(options[2])
+
+    async def test_tuned(self) -> None:
+        """The TCP socket below has its time-out (tcp(7)) and its short queue, with TLS in any way and without."""
+        made = certificate()
+        trusted = Certificate.loadPEM(made.dumpPEM().partition(b"-----BEGIN PRIVATE")[0])
+        options = optionsForClientTLS("localhost", trustRoot=trusted)
+        plain = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        sealed = SSL4ServerEndpoint(reactor, 0, made.options(), interface="127.0.0.1")
+        for server, isSealed in ((plain, False), (sealed, True), (wrapServerTLS(made.options(), plain), True)):
+            accepted: list[Any] = []
+            factory = Factory.forProtocol(lambda accepted=accepted: accepted.append(linkProtocol()) or accepted[-1])  # type: ignore[misc]
+            listening = await server.listen(factory)
+            way: Any = TCP4ClientEndpoint(reactor, "127.0.0.1", listening.getHost().port)
+            near = await (wrapClientTLS(options, way) if isSealed else way).connect(Factory.forProtocol(linkProtocol))
+            await until(lambda: accepted and accepted[0].link)  # noqa: B023
+            for end in (near, accepted[0]):
+                self.assertTuned(end)
+            near.link.carrier.close()
+            await until(lambda: near.link.lost and accepted[0].link.lost)  # noqa: B023
+            await listening.stopListening()

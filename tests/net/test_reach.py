@@ -8,7 +8,7 @@ import socket
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from udptunnel.net.reach import isOwn
+from udptunnel.net.reach import isLoopback, isOwn, siteOf
 
 
 class OwnTests(SynchronousTestCase):
@@ -48,3 +48,43 @@ class OwnTests(SynchronousTestCase):
         isOwn("127.0.0.1")
         isOwn("127.255.255.255")
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+
+class LoopbackTests(SynchronousTestCase):
+    """L{isLoopback}."""
+
+    def test_loopback(self) -> None:
+        """Loopback addresses are, those of IPv4 as IPv6 writes them too."""
+        for host in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "::ffff:7f00:2"):
+            self.assertTrue(isLoopback(host), host)
+
+    def test_others(self) -> None:
+        """All others are not, nor is what is no address."""
+        for host in ("::ffff:128.0.0.1", "::ffff:0.0.0.0", "::2", "fe80::1%lo", "10.0.0.1", "localhost", ""):
+            self.assertFalse(isLoopback(host), host)
+
+
+class SiteTests(SynchronousTestCase):
+    """L{siteOf}."""
+
+    def test_ipv4(self) -> None:
+        """An IPv4 address stands for itself, however it is written."""
+        self.assertEqual(siteOf("192.0.2.1"), "192.0.2.1")
+        self.assertEqual(siteOf("::ffff:192.0.2.1"), "192.0.2.1")
+        self.assertEqual(siteOf("::ffff:127.0.0.1"), "127.0.0.1")
+
+    def test_ipv6(self) -> None:
+        """Of an IPv6 address the first 64 bits count."""
+        sites = {siteOf(host) for host in ("2001:db8::1", "2001:db8::ffff:ffff:ffff:ffff", "2001:db8:0:0:5::%eth0")}
+        self.assertEqual(sites, {"2001:db8::/64"})
+        self.assertNotEqual(siteOf("2001:db8:0:1::1"), siteOf("2001:db8::1"))
+
+    def test_loopback(self) -> None:
+        """The loopback address is known again as one."""
+        self.assertEqual(siteOf("::1"), "::1")
+        self.assertTrue(all(isLoopback(siteOf(host)) for host in ("::1", "127.0.0.1", "::ffff:127.0.0.1")))
+
+    def test_noAddress(self) -> None:
+        """What is no address stays what it is."""
+        for host in ("", "name.example", "/run/socket"):
+            self.assertEqual(siteOf(host), host)

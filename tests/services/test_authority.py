@@ -52,6 +52,18 @@ class SecretFileTests(AuthorityTestCase):
             self.assertNotIn("secret\n", error)
             self.assertNotIn("\n", error)
 
+    def test_othersMayRead(self) -> None:
+        """Of a file that everybody may read it is said so, in one line, and it is used."""
+        name = self.file(newSecret("alice"))
+        for mode, warned in ((0o600, False), (0o640, False), (0o644, True), (0o604, True)):
+            Path(name).chmod(mode)
+            for option in ("secrets", "secret"):
+                with capturedLogs() as events:
+                    self.assertEqual(len(readSecrets(option, name)), 1)
+                said = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+                self.assertEqual(len(said), warned, (oct(mode), said))
+                self.assertTrue(all(f"--{option} {name}: others may read it" in each for each in said), said)
+
     def test_bytes(self) -> None:
         """Nor is a file that is no text."""
         name = self.file("")
@@ -513,6 +525,91 @@ class ReloadTests(UsersTestCase):
         self.assertEqual(after, [made.fingerprint, before])
         self.assertNotEqual(before, made.fingerprint)
         await self.talks["bob"].turn(bob)
+
+
+class OtherAuthorityTests(UsersTestCase):
+    """A new bundle with the certificate of another CA in it, while users of the old one are there."""
+
+    async def start(self) -> tuple[ServerService, LocalService]:
+        """Alice is there, with a certificate of the old CA, and knows the new one as well."""
+        self.old, self.new = self.pki("alice"), self.pki("carol")
+        self.path = Path(self.file(self.old.bundle("server").read_text()))
+        self.trust = self.file("".join((each.path / "ca.pem").read_text() for each in (self.old, self.new)))
+        server = self.startServer(tls=str(self.path))
+        return server, await self.come(server, tls=str(self.old.bundle("alice")), tlsTrust=self.trust)
+
+    def replace(self, server: ServerService, *others: Pki) -> None:
+        """The server is one of the new CA from now on; users of some others are let in as well."""
+        parts = [self.new.bundle("server"), *(each.path / "ca.pem" for each in others)]
+        self.path.write_text("".join(each.read_text() for each in parts))
+        server.reload(server.config)
+
+    async def assertOut(self, server: ServerService, alice: LocalService) -> None:
+        """Alice is out at once, port and all, and can not come back; users of the new CA come in."""
+        self.assertEqual((server.sessions, server.egress.ports), ({}, 0))
+        await until(lambda: not alice.session.links)
+        await alice.stopService()
+        accepted = server.logins["accepted"]
+        fields: Any = {"tls": str(self.old.bundle("alice")), "tlsTrust": self.trust}
+        await self.assertShutOut(server, "the other end refuses us", **fields)
+        self.assertEqual(server.logins["accepted"], accepted)
+        await self.come(server, "carol", tls=str(self.new.bundle("carol")))
+        self.assertEqual([each.user for each in server.sessions.values()], ["carol"])
+
+    async def test_other(self) -> None:
+        """Whoever has a certificate of a CA that is not in it any more is cut off, and can not come back."""
+        server, alice = await self.start()
+        self.replace(server)
+        await self.assertOut(server, alice)
+
+    async def test_both(self) -> None:
+        """Whoever has one of a CA that is in it still stays, and may come back."""
+        server, alice = await self.start()
+        links = list(alice.session.links)
+        self.replace(server, self.old)
+        await self.talks["alice"].turn(alice)
+        self.assertEqual((alice.session.links, server.logins["accepted"]), (links, 1))
+        links[0].carrier.abort()
+        await until(lambda: alice.session.resumed)
+        await self.talks["alice"].turn(alice)
+        self.assertEqual(len(self.talks["alice"].external), 1)
+        await self.come(server, "carol", tls=str(self.new.bundle("carol")))
+
+    async def test_parked(self) -> None:
+        """The session of such a user is over if it is parked."""
+        self.patch(reconnecting_module, "FIRST_SECONDS", 60.0)
+        server, _ = await self.start()
+        await until(lambda: all(each.link._confirmed for each in server.connections))  # type: ignore[union-attr]
+        cut(server)
+        await until(lambda: server.report()["parkedCount"] == 1)
+        self.replace(server)
+        self.assertEqual((server.sessions, server.egress.ports), ({}, 0))
+
+    async def test_inTwoSteps(self) -> None:
+        """So is who came when both CAs were in it, once only the new one is: it is his own that counts."""
+        server, alice = await self.start()
+        self.replace(server, self.old)
+        alice.session.links[0].carrier.abort()
+        await until(lambda: alice.session.resumed)
+        self.replace(server)
+        await self.assertOut(server, alice)
+
+    async def test_helloLater(self) -> None:
+        """Who has shown an old certificate before, and says HELLO only afterwards, is not let in."""
+        server, alice = await self.start()
+        await alice.stopService()
+        await until(lambda: not server.connections)
+        greet = Authority.greet
+
+        def replaceFirst(authority: Authority, transport: Any) -> Visitor:
+            self.patch(Authority, "greet", greet)
+            self.replace(server)
+            return authority.greet(transport)
+
+        self.patch(Authority, "greet", replaceFirst)
+        late = self.startLocal(server, tls=str(self.old.bundle("alice")), tlsTrust=self.trust)
+        await until(lambda: late.reconnects or late.session.links)
+        self.assertEqual((server.logins["accepted"], server.sessions), (1, {}))
 
 
 class LocalReloadTests(UsersTestCase):

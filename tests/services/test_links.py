@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from udptunnel.config import LocalConfig, ServerConfig
-from udptunnel.services.links import linkLimits, quietFactory, tickSeconds
+from udptunnel.services.links import every, linkLimits, quietFactory, tickSeconds
 
 
 class LinksTests(SynchronousTestCase):
@@ -39,3 +41,34 @@ class LinksTests(SynchronousTestCase):
         factory = quietFactory(make)
         self.assertIs(factory.buildProtocol(None), made[0])
         self.assertFalse(factory.noisy)
+
+
+class EveryTests(SynchronousTestCase):
+    """L{every}."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.times: list[float] = []
+        self.mistakes = 0
+        calls = every(2.0, self.call, self.clock, Logger())  # type: ignore[arg-type]
+        self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
+        self.addCleanup(calls.stop)
+
+    def call(self) -> None:
+        """Remember when, and make some mistakes."""
+        self.times.append(self.clock.seconds())
+        if self.mistakes:
+            self.mistakes -= 1
+            raise ZeroDivisionError("a mistake")
+
+    def test_again(self) -> None:
+        """Something is done again and again, for the first time after a while."""
+        self.clock.pump([1.0] * 7)
+        self.assertEqual(self.times, [2.0, 4.0, 6.0])
+
+    def test_mistakes(self) -> None:
+        """A call that raises is logged, and does not stop those after it."""
+        self.mistakes = 3
+        self.clock.pump([2.0] * 5)
+        self.assertEqual(self.times, [2.0, 4.0, 6.0, 8.0, 10.0])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 3)

@@ -10,6 +10,7 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -101,6 +102,51 @@ class ListeningTests(TestCase):
         self.assertIn(f"--listen {text} can not be opened", error)
         self.assertNotIn("\n", error)
         await first.stop()
+
+
+class FakePort:
+    """A port that somebody has opened."""
+
+    stopped = False
+
+    def getHost(self) -> IPv4Address:
+        return IPv4Address("TCP", "127.0.0.1", 1)
+
+    def stopListening(self) -> None:
+        self.stopped = True
+
+
+class LaterTests(SynchronousTestCase):
+    """An endpoint that takes its time, as those of other packages may."""
+
+    def setUp(self) -> None:
+        self.later: Deferred[Any] = Deferred()
+        reactor_: Any = MemoryReactorClock()
+        self.listening = Listening(reactor_, "listen", "tcp:1", Factory())
+        self.listening._endpoint = self  # type: ignore[assignment]
+
+    def listen(self, factory: Any) -> Deferred[Any]:
+        """Open a port, sooner or later."""
+        return self.later
+
+    def test_later(self) -> None:
+        """A port that is not open at once is an error, whoever may come in."""
+        error = str(self.assertRaises(ListenError, self.listening.start, True))
+        self.assertIn("--listen tcp:1 is not open at once", error)
+        self.successResultOf(self.listening.stop())
+
+    def test_opensLater(self) -> None:
+        """If it opens after that, it is closed again: nobody asks who may come in there."""
+        self.assertRaises(ListenError, self.listening.start, False)
+        port = FakePort()
+        self.later.callback(port)
+        self.assertTrue(port.stopped)
+
+    def test_failsLater(self) -> None:
+        """If it fails after that, nothing more is said."""
+        self.assertRaises(ListenError, self.listening.start, True)
+        self.later.errback(OSError("taken"))
+        self.successResultOf(self.listening.stop())
 
 
 class TextTests(SynchronousTestCase):

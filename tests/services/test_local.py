@@ -9,14 +9,18 @@ import socket
 import tempfile
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXClientEndpoint
+from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXClientEndpoint, wrapServerTLS
 from twisted.internet.error import ConnectionLost, ConnectionRefusedError
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from tests.net.test_pipe import Speaker
 from tests.net.test_socks5 import UpstreamServer
@@ -27,9 +31,11 @@ from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.datagrams import DatagramPort
 from udptunnel.net.socks5client import addressOf
 from udptunnel.net.testing import MemorySocket, MortalTransport
+from udptunnel.net.tls import ALPN
 from udptunnel.services import local as local_module
-from udptunnel.services.local import FAREWELL_SECONDS, LocalService
+from udptunnel.services.local import FAREWELL_SECONDS, LOOK_SECONDS, LocalService
 from udptunnel.services.reconnecting import FIRST_SECONDS, LAST_SECONDS, STABLE_SECONDS
+from udptunnel.services.servers import HANDICAP_SECONDS
 from udptunnel.wire.address import Address, packAddress
 from udptunnel.wire.burst import Burst
 from udptunnel.wire.frame import CLOSE, DATA, GOAWAY, HELLO, PING, TARGET, decode, encode
@@ -251,6 +257,39 @@ class LinkTests(MemoryTestCase):
         self.assertTrue(transport.disconnected)
         transport.die()
 
+    def test_mistake(self) -> None:
+        """A tick that fails is logged, and those after it come: a silent link is still given up in time."""
+        transport = self.connect()
+        self.welcome(transport)
+        tick, mistakes = self.service.session.tick, [ZeroDivisionError("a mistake")]
+
+        def fail(now: float) -> None:
+            if mistakes:
+                raise mistakes.pop()
+            tick(now)
+
+        self.patch(self.service.session, "tick", fail)
+        self.tick(17)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertTrue(transport.disconnected)
+        transport.die()
+
+    def refusal(self, answer: bytes) -> list[str]:
+        """What is logged when a server answers so and closes the connection."""
+        transport = self.connect()
+        with capturedLogs() as events:
+            transport.protocol.dataReceived(answer)
+            transport.die()
+        return [formatEvent(event) for event in events]
+
+    def test_oneLine(self) -> None:
+        """A refusal makes one line, and so does a server that speaks nonsense."""
+        (said,) = self.refusal(encode(GOAWAY, body=b"too many sessions"))
+        self.assertEqual(said, "no link: udp-server says: 'too many sessions'")
+        self.tick(1)
+        (said,) = self.refusal(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        self.assertTrue(said.startswith("no link: "), said)
+
     def test_stop(self) -> None:
         """A service that stops says farewell on each link, closes its ports, and tries nothing more."""
         transport = self.connect()
@@ -327,6 +366,63 @@ class SeveralLinksTests(MemoryTestCase):
         self.assertEqual([client[1] for client in self.reactor.tcpClients], [1, 2])
         self.welcome(self.connect())
         self.assertEqual(self.reactor.tcpClients.pop()[1], 2)
+
+
+class MovingTests(MemoryTestCase):
+    """Whether another server is worth a move."""
+
+    config = dataclasses.replace(MemoryTestCase.config, server=("tcp:127.0.0.1:1", "tcp:127.0.0.1:2"), heartbeat=600.0)
+
+    def setUp(self) -> None:
+        self.patch(local_module, "QUIET_SECONDS", 5.0)
+        super().setUp()
+        # The first server is down, and the second is used; then it is time to look again.
+        self.reactor.tcpClients.pop()[2].clientConnectionFailed(None, Failure(ConnectionRefusedError()))
+        self.reactor.advance(HANDICAP_SECONDS)
+        self.used = self.connect()
+        self.welcome(self.used)
+        self.links = list(self.service.session.links)
+        for _ in range(int(LOOK_SECONDS)):
+            self.reactor.advance(1)
+        ((_, self.asked, *_),) = self.reactor.tcpClients
+        self.patience = self.service.servers.patience(self.service.servers.all[0])
+
+    def assertStays(self) -> None:
+        """Nobody looks any more, and the link that is used stays the one."""
+        self.assertIs(self.service._looking, None)
+        self.assertEqual(self.service.servers.current.text, "tcp:127.0.0.1:2")
+        self.assertFalse(self.used.disconnected or self.used.disconnecting)
+        self.assertEqual(self.service.session.links, self.links)
+
+    def test_soon(self) -> None:
+        """One that lets us in soon enough is moved to."""
+        self.assertEqual(self.asked, 1)
+        self.reactor.advance(self.patience / 2)
+        self.welcome(self.connect())
+        self.assertEqual(self.service.servers.current.text, "tcp:127.0.0.1:1")
+        self.assertTrue(self.used.disconnecting)
+        (link,) = self.service.session.links
+        self.assertNotIn(link, self.links)
+
+    def test_slowToWelcome(self) -> None:
+        """One that takes our connection, but longer to let us in than it may take to be better, is given up."""
+        slow = self.connect()
+        self.reactor.advance(self.patience * 0.9)
+        self.assertFalse(slow.disconnected)
+        self.reactor.advance(self.patience * 0.2)
+        self.assertTrue(slow.disconnected)
+        slow.die()
+        self.assertStays()
+
+    def test_slowToConnect(self) -> None:
+        """So is one that takes so long to take it; we look again later."""
+        self.reactor.tcpClients.clear()
+        self.reactor.advance(self.patience * 1.1)
+        self.assertTrue(self.reactor.connectors[-1].stoppedConnecting)
+        self.assertStays()
+        for _ in range(int(LOOK_SECONDS)):
+            self.reactor.advance(1)
+        self.assertEqual([client[1] for client in self.reactor.tcpClients], [1])
 
 
 class PartsTests(SynchronousTestCase):
@@ -562,6 +658,60 @@ class ViaTests(TunnelTestCase):
         )
         await self.assertEchoes(local.entries[0].port.address)
         self.assertEqual(asked, [Address("relay.example", port)])
+
+
+class Hospitable(Protocol):
+    """A server that welcomes whoever says anything."""
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(packWelcome(Greeting(b"s" * 16, 100, 100, ticket=bytes(TICKET_BYTES))))
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class Tls:
+    """The TLS of a server with a good certificate, which may choose a protocol."""
+
+    def __init__(self, bundle: str, protocol: bytes | None) -> None:
+        self._context = SSL.Context(SSL.TLS_METHOD)
+        self._context.use_privatekey_file(bundle)
+        self._context.use_certificate_chain_file(bundle)
+        if protocol is not None:
+            self._context.set_alpn_select_callback(lambda connection, offered: protocol)
+
+    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        return SSL.Connection(self._context)
+
+
+class ProtocolTests(TunnelTestCase):
+    """What a server must say inside TLS."""
+
+    async def startBetween(self, protocol: bytes | None) -> LocalService:
+        """udp-local, with a server that lets everybody in, and chooses a protocol inside TLS, or none."""
+        pki = self.pki("alice")
+        tls = Tls(str(pki.bundle("server")), protocol)
+        endpoint = wrapServerTLS(tls, TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"))
+        listening = await endpoint.listen(Factory.forProtocol(Hospitable))
+        self.addCleanup(listening.stopListening)
+        return self.startLocal(listening.getHost().port, tls=str(pki.bundle("alice")))  # type: ignore[attr-defined]
+
+    async def test_alpn(self) -> None:
+        """One that says that it speaks ours is used."""
+        local = await self.startBetween(ALPN)
+        await self.linksUp(local)
+
+    async def test_noAlpn(self) -> None:
+        """One that does not say so is refused, however good its certificate is, with one line each time."""
+        with capturedLogs() as events:
+            local = await self.startBetween(None)
+            await until(lambda: local.reconnects == 2)
+            await local.stopService()
+        said = [formatEvent(event) for event in events if event["log_namespace"].startswith("udptunnel.")]
+        said = [each for each in said if "link" in each]
+        self.assertEqual(len(said), 2, said)
+        for reason in said:
+            self.assertTrue(reason.startswith("no link: the other end did not say"), reason)
+        self.assertEqual((local.session.links, local.session.membership.ticket), ([], b""))
 
 
 class InheritedTests(TunnelTestCase):

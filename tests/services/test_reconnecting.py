@@ -138,6 +138,29 @@ class ReconnectingTests(ReconnectingTestCase):
         self.assertEqual(self.failures, 12)
         self.stop()
 
+    def test_shortLives(self) -> None:
+        """Links that last for less than a second make the waits grow as failures do, but are not counted as such."""
+        waits = []
+        for _ in range(8):
+            connection = self.up()
+            self.clock.advance(STABLE_SECONDS - 0.01)
+            connection.gone.callback(None)
+            waits.append(self.wait)
+            self.clock.advance(self.wait)
+        for attempt, wait in enumerate(waits):
+            most = min(LAST_SECONDS, FIRST_SECONDS * 1.5**attempt)
+            self.assertTrue(0.74 * most <= wait <= 1.01 * most, waits)
+        self.assertEqual((self.failures, len(self.attempts)), (0, 9))
+        self.stop()
+
+    def test_slowLogin(self) -> None:
+        """What counts is how long a link was up, not how long it took to come up."""
+        self.failures_(12)
+        self.clock.advance(10 * STABLE_SECONDS)
+        self.up().gone.callback(None)
+        self.assertGreater(self.wait, FIRST_SECONDS)
+        self.stop()
+
     def test_hurry(self) -> None:
         """Who is in a hurry waits a second, not the whole back-off; less than that is waited anyway."""
         self.failures_(20)

@@ -223,6 +223,16 @@ class SessionTests(MemoryTestCase):
         ((word, _, _, reason),) = self.frames(self.hello(ticket=self.welcomed.ticket))
         self.assertEqual((word, reason), (GOAWAY, b"a session has at most 2 links"))
 
+    def test_aloneAtTheLimit(self) -> None:
+        """Who has lost all links is let in though we hold them for alive: this one takes their place."""
+        old = [self.greeted(), self.another()]
+        self.another(alone=True)
+        self.assertEqual([each.disconnected for each in old], [True, True])
+        self.assertEqual(len(self.service.sessions[NAME].links), 1)
+        for each in old:
+            each.die(ConnectionLost())
+        self.another()
+
     def test_versions(self) -> None:
         """Who speaks only other versions is told which one is spoken here."""
         ((word, _, _, reason),) = self.frames(self.hello(version=9, lowest=8))
@@ -412,6 +422,26 @@ class SessionTests(MemoryTestCase):
         self.assertEqual(self.service.sessions, {})
 
 
+class TickTests(MemoryTestCase):
+    """What happens again and again."""
+
+    def test_mistake(self) -> None:
+        """A tick that fails is logged, and those after it come: strangers are still cut off in time."""
+        tick, mistakes = self.service.egress.tick, [ZeroDivisionError("a mistake")]
+
+        def fail(now: float) -> None:
+            if mistakes:
+                raise mistakes.pop()
+            tick(now)
+
+        self.patch(self.service.egress, "tick", fail)
+        silent = self.connect()
+        self.tick(LOGIN_SECONDS + 1.5)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertTrue(silent.disconnected)
+        silent.die()
+
+
 class DrainTests(MemoryTestCase):
     """Draining: nobody new, and the end when few enough are left (F-16)."""
 
@@ -458,6 +488,46 @@ class PortLimitTests(MemoryTestCase):
         self.greeted(b"b" * 16)
 
 
+class DescriptorTests(MemoryTestCase):
+    """What links and external ports leave of the descriptors: of 40, half are kept back."""
+
+    descriptors = 20
+
+    def setUp(self) -> None:
+        self.patch(server_module, "descriptorLimit", lambda: 40)
+        super().setUp()
+
+    def test_links(self) -> None:
+        """Links take half of those at most, those of all sessions together, whoever asks for one more."""
+        up = [self.greeted(bytes((number,)) * 16) for number in range(6)]
+        up += [self.another() for _ in range(4)]
+        ticket = self.welcomed.ticket
+        self.assertEqual(self.service.report()["links"], self.descriptors // 2)
+        for fields in ({}, {"alone": True}):
+            self.assertRefused(self.hello(b"x" * 16, **fields), "too many links")
+        self.assertRefused(self.hello(self.welcomed.session, ticket=ticket), "too many links")
+        up[0].die(ConnectionLost())
+        self.greeted(b"x" * 16)
+        self.assertEqual(self.service.report()["links"], self.descriptors // 2)
+
+    def test_ports(self) -> None:
+        """External ports and connections together take all of those and no more."""
+        transport = self.greeted()
+        self.connect(), self.connect()
+        answers = self.open(transport, *range(30))
+        self.assertEqual(self.service.egress.ports, self.descriptors - 3)
+        self.assertEqual(answers, [(CLOSE | number, 0, 0, b"") for number in range(self.descriptors - 3, 30)])
+
+    def test_portsAgain(self) -> None:
+        """A connection that is gone leaves its descriptor to an external port."""
+        transport, other = self.greeted(), self.connect()
+        self.open(transport, *range(30))
+        other.die(ConnectionLost())
+        self.assertEqual(self.open(transport, 100), [])
+        self.assertEqual(self.open(transport, 101), [(CLOSE | 101, 0, 0, b"")])
+        self.assertEqual(self.service.egress.ports, self.descriptors - 1)
+
+
 class LoginTimeoutTests(MemoryTestCase):
     """How long logging in may take."""
 
@@ -502,6 +572,13 @@ class HalfOpenTests(MemoryTestCase):
         self.assertEqual(self.gone(honest), [])
         self.assertEqual(len(self.gone(flood)), 18)
 
+    def test_mostOfOneNetwork(self) -> None:
+        """The addresses of one IPv6 network of 64 bits are one source; those of another are not."""
+        honest = [self.connect("2001:db8:0:7::1"), self.connect("2001:db8:0:8::1")]
+        flood = [self.connect(f"2001:db8:0:66::{number:x}") for number in range(1, 21)]
+        self.assertEqual(self.gone(honest), [])
+        self.assertEqual(len(self.gone(flood)), 18)
+
     def test_loggedIn(self) -> None:
         """Those that have logged in do not count, nor do those that are gone."""
         up = [self.greeted(bytes((number,)) * 16) for number in range(10)]
@@ -538,6 +615,20 @@ class MemoryLimitTests(MemoryTestCase):
         self.hold(100)
         self.assertEqual(self.open(again, 2), [])
         self.greeted(b"b" * 16)
+
+    def test_crammedLinks(self) -> None:
+        """A session has no further link then; but one that is its only one is let in."""
+        up = self.greeted()
+        self.open(up, 1)
+        self.hold(101)
+        ticket = self.welcomed.ticket
+        self.assertRefused(self.hello(ticket=ticket), "no memory is left for one more link")
+        self.assertFalse(up.disconnected)
+        self.another(alone=True)
+        self.assertEqual((self.welcomed.resumed, len(self.service.sessions[NAME].links)), (True, 1))
+        self.hold(100)
+        self.another()
+        self.assertEqual(len(self.service.sessions[NAME].links), 2)
 
     def test_unlimited(self) -> None:
         """Where nobody knows how much memory there is, nothing is refused for it."""
@@ -623,10 +714,25 @@ class PenaltyTests(UserTestCase):
 
     def test_loopback(self) -> None:
         """Whoever comes from loopback may come through a proxy like all others: nobody is kept out there."""
-        for source in ("127.0.0.1", "127.0.0.2", "::1"):
+        for source in ("127.0.0.1", "127.0.0.2", "::1", "::ffff:127.0.0.3"):
             for _ in range(3 * FAILURES):
                 self.fail_(source=source)
             self.logIn(session=source.encode().ljust(16), source=source)
+
+    def test_network(self) -> None:
+        """All addresses of one IPv6 network of 64 bits are one source; those of another are not."""
+        for number in range(FAILURES):
+            self.fail_(source=f"2001:db8:0:66::{number + 1:x}")
+        self.assertBarred("2001:db8:0:66:ffff::1")
+        self.logIn(source="2001:db8:0:67::1")
+
+    def test_mapped(self) -> None:
+        """An IPv4 address is the same source in both ways to write it."""
+        for number in range(FAILURES):
+            self.fail_(source=("192.0.2.66", "::ffff:192.0.2.66")[number % 2])
+        self.assertBarred("192.0.2.66")
+        self.assertBarred("::ffff:192.0.2.66")
+        self.logIn(source="::ffff:192.0.2.67")
 
     def test_noLogin(self) -> None:
         """Silence, nonsense and a full house are no failed logins."""
@@ -717,6 +823,53 @@ class UserLimitTests(UserTestCase):
         for _ in range(5):
             self.say(self.logIn(), encode(GOAWAY))
         self.assertEqual((self.service._byUser, self.service._owners), ({}, {}))
+
+
+class UserLinkLimitTests(UserTestCase):
+    """How many links one user may have."""
+
+    config = dataclasses.replace(MemoryTestCase.config, maxUserLinks=3, resumeGrace=10.0)
+
+    def fill(self) -> tuple[list[MortalTransport], bytes]:
+        """Alice has as many as she may, in two sessions; tells the ticket of the second."""
+        up = [self.logIn(session=b"1" * 16), self.logIn(session=b"1" * 16, ticket=self.welcomed.ticket)]
+        up.append(self.logIn(session=b"2" * 16))
+        return up, self.welcomed.ticket
+
+    def linksOf(self, user: str) -> int:
+        """How many a user has."""
+        return sum(len(each.links) for each in self.service.sessions.values() if each.user == user)
+
+    def test_exact(self) -> None:
+        """They are counted over all sessions of a user, old and new ones; others have theirs."""
+        _, ticket = self.fill()
+        self.assertRefused(self.logIn(session=b"2" * 16, ticket=ticket), "too many links of alice")
+        self.assertRefused(self.logIn(session=b"3" * 16), "too many links of alice")
+        self.assertEqual((self.linksOf("alice"), len(self.service.sessions)), (3, 2))
+        for number in range(3):
+            self.logIn("bob", bytes((number,)) * 16)
+        self.assertEqual((self.linksOf("alice"), self.linksOf("bob")), (3, 3))
+
+    def test_again(self) -> None:
+        """A link that is gone makes room for one."""
+        up, ticket = self.fill()
+        up[0].die(ConnectionLost())
+        self.logIn(session=b"2" * 16, ticket=ticket)
+        self.assertEqual(self.linksOf("alice"), 3)
+        self.assertRefused(self.logIn(session=b"2" * 16, ticket=self.welcomed.ticket), "too many links of alice")
+
+    def test_alone(self) -> None:
+        """At the limit, a link that takes the place of all others of its session is let in."""
+        up, ticket = self.fill()
+        self.logIn(session=b"2" * 16, ticket=ticket, alone=True)
+        self.assertTrue(up[2].disconnected)
+        self.assertEqual((self.welcomed.resumed, self.linksOf("alice")), (True, 3))
+        up[2].die()
+
+    def test_aloneInNewSessions(self) -> None:
+        """The first link of a new session takes nobody's place: it counts, though it is alone."""
+        self.fill()
+        self.assertRefused(self.logIn(session=b"3" * 16, alone=True), "too many links of alice")
 
 
 class ConfigurationTests(SynchronousTestCase):

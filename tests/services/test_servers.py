@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -22,7 +23,7 @@ from udptunnel.errors import RefusedError
 from udptunnel.services import local as local_module
 from udptunnel.services.local import LocalService
 from udptunnel.services.server import ServerService
-from udptunnel.services.servers import HANDICAP_SECONDS, Server, Servers
+from udptunnel.services.servers import HANDICAP_SECONDS, MARGIN_SECONDS, Server, Servers
 
 
 class ServersTestCase(SynchronousTestCase):
@@ -34,6 +35,7 @@ class ServersTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.logins: dict[str, Deferred[str]] = {}
         self.cancelled: list[str] = []
+        self.whenCancelled: Exception | None = None
         session, nowhere = LocalSession(1, Counters(), countingRandom()), object()
         every = [
             Server(name, place, nowhere, session.newMembership())  # type: ignore[arg-type]
@@ -44,7 +46,13 @@ class ServersTestCase(SynchronousTestCase):
 
     def login(self, server: Server) -> Deferred[str]:
         """Somebody logs in; the test says when that has succeeded."""
-        self.logins[server.text] = Deferred(lambda _: self.cancelled.append(server.text))
+
+        def cancel(login: Deferred[str]) -> None:
+            self.cancelled.append(server.text)
+            if self.whenCancelled is not None:
+                login.errback(self.whenCancelled)
+
+        self.logins[server.text] = Deferred(cancel)
         return self.logins[server.text]
 
     def nearest(self) -> Deferred[str]:
@@ -122,6 +130,28 @@ class NearestTests(ServersTestCase):
         self.assertEqual(sorted(self.cancelled), ["a", "b"])
         self.assertEqual([each.seconds for each in self.servers.all], [HANDICAP_SECONDS, 0.0, 0.0])
 
+    def lose(self, how: Exception | None) -> float:
+        """The first one takes half a second in vain, for the second is faster; tells what is known of the first."""
+        self.whenCancelled = how
+        chosen = self.nearest()
+        self.clock.advance(0.5)
+        self.letIn("b")
+        self.assertEqual(self.successResultOf(chosen), "in at b")
+        self.assertEqual(self.cancelled[-1], "a" if len(self.logins) == 2 else "c")
+        return self.at("a").seconds
+
+    def test_losers(self) -> None:
+        """A loser is not taken for down, however its attempt is given up: it takes at least as long as we waited."""
+        for how in (None, CancelledError(), ConnectingCancelledError(None)):
+            self.at("a").seconds = 0.0
+            self.assertAlmostEqual(self.lose(how), 0.5)
+
+    def test_loserMeasured(self) -> None:
+        """What was measured before is not made less of by a shorter wait; one that was down may be so still."""
+        for before in (2.0, inf):
+            self.at("a").seconds = before
+            self.assertEqual(self.lose(ConnectingCancelledError(None)), before)
+
     def test_again(self) -> None:
         """All are asked again next time, those that have failed too."""
         chosen = self.nearest()
@@ -177,6 +207,23 @@ class BetterTests(ServersTestCase):
         """A hair's breadth is not worth a move."""
         self.use("a", HANDICAP_SECONDS + 0.01)
         self.assertEqual(self.better(), [])
+
+    def test_loser(self) -> None:
+        """Who has lost by more than the margin is no better: nobody moves there only to move back."""
+        chosen = self.nearest()
+        self.clock.advance(HANDICAP_SECONDS)
+        self.letIn("b")
+        self.successResultOf(chosen)
+        self.assertEqual(self.better(), [])
+
+    def test_patience(self) -> None:
+        """Logging in elsewhere may take as long as it would be worth the move, and not at all if it never is."""
+        self.use("b", 0.3)
+        patience = [self.servers.patience(self.at(name)) for name in "ac"]
+        self.assertAlmostEqual(patience[0], 0.3 + HANDICAP_SECONDS - MARGIN_SECONDS)
+        self.assertAlmostEqual(patience[1], 0.3 - HANDICAP_SECONDS - MARGIN_SECONDS)
+        self.use("a", 0.01)
+        self.assertEqual(self.servers.patience(self.at("b")), 0.0)
 
     def test_noSwing(self) -> None:
         """Of two that are equally far we do not swing to and fro: what was measured counts, if it was measured."""

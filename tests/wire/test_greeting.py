@@ -90,6 +90,18 @@ def bodyOf(greeting: Greeting) -> bytes:
     return packHello(greeting)[HEADER_BYTES:]
 
 
+class ReprTests(SynchronousTestCase):
+    """What is seen of a L{Greeting} in a log or a traceback."""
+
+    def test_noSecret(self) -> None:
+        """Which session it is of, in short; no ticket and no nonce, nor what the whole name would betray."""
+        greeting = Greeting(NAME, 1, 1, ticket=b"T" * TICKET_BYTES, nonce=b"N" * NONCE_BYTES, user="alice")
+        for shown in (repr(greeting), str(greeting), f"{greeting}", repr([greeting])):
+            self.assertIn(NAME.hex()[:8], shown)
+            for hidden in ("TTT", "NNN", NAME.hex(), repr(NAME)[2:-1]):
+                self.assertNotIn(hidden, shown)
+
+
 class GreetingTests(SynchronousTestCase):
     """HELLO and WELCOME."""
 

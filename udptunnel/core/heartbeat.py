@@ -56,13 +56,13 @@ class Heartbeat:
         @return: whether there was one to answer. Who says PONG unasked is not to be listened to.
         """
         unanswered = self._unanswered
-        asked = bool(unanswered) and unanswered[0] <= sentAt
-        while unanswered and unanswered[0] < sentAt:
+        if sentAt not in unanswered:
+            return False
+        while unanswered[0] < sentAt:
             unanswered.popleft()
         # Several may be of one moment, and each has an answer of its own.
-        if unanswered and unanswered[0] == sentAt:
-            unanswered.popleft()
-        return asked
+        unanswered.popleft()
+        return True
 
     def late(self, now: float, roundTrip: float) -> bool:
         """Whether the other end takes long to answer, so that another link is better."""

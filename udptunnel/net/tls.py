@@ -434,6 +434,13 @@ def fingerprintOf(transport: Any) -> str | None:
     return fingerprint(certificate) if certificate is not None else None
 
 
+def authoritiesOf(transport: Any) -> frozenset[str]:
+    """The fingerprints of the CAs above the peer's certificate, as they were found when it was checked."""
+    connection = getattr(transport, "getHandle", lambda: None)()
+    chain = connection.get_verified_chain(as_cryptography=True) if isinstance(connection, SSL.Connection) else None
+    return frozenset(map(fingerprint, (chain or ())[1:]))
+
+
 def userOf(transport: Any) -> str | None:
     """
     The user whom the peer's certificate names, in a URI C{udptunnel:NAME} among its alternative names.

@@ -41,7 +41,7 @@ class Visitor(NamedTuple):
 
     @ivar user: the name in the certificate.
     @ivar fingerprint: the certificate's, as 64 hexadecimal digits.
-    @ivar authorities: those of the CAs that were ours when it was checked.
+    @ivar authorities: those of the CAs that it comes from.
     """
 
     user: str = ""
@@ -120,7 +120,7 @@ class Authority:
         tls.checkProtocol(transport)
         if not self._asksForCertificates:
             return Visitor()
-        visitor = Visitor(tls.userOf(transport) or "", tls.fingerprintOf(transport) or "", self._authorities)
+        visitor = Visitor(tls.userOf(transport) or "", tls.fingerprintOf(transport) or "", tls.authoritiesOf(transport))
         if not visitor.user or not self.welcomes(visitor):
             raise RefusedError("this certificate is not valid here, or not any more")
         return visitor

@@ -84,7 +84,8 @@ class Listening:
         for failure in failures:
             failure.raiseException()
         if self._port is None:
-            # Who could come in is not known, so nobody may.
+            # Who could come in is not known, so nobody may, not later either.
+            opened.addCallback(lambda _: self.stop())
             raise ListenError(f"{self._what} is not open at once, as it must be")
         try:
             requireAuthentication(isLocal(self.address), allowed, self._what, advice)

@@ -89,22 +89,18 @@ class ReconnectingService(Service):
     async def _keepUp(self) -> None:
         failures = 0
         while self.running:
-            begin = self._clock.seconds()
-            if not await self._attempt():
+            seconds = await self._attempt()
+            if seconds is None:
                 self._failed()
-                failures += 1
-            elif self._clock.seconds() - begin >= STABLE_SECONDS:
-                failures = 0
-            else:
-                failures += 1
+            failures = 0 if seconds is not None and seconds >= STABLE_SECONDS else failures + 1
             if self.running:
                 await self._pause(backOff(max(0, failures - 1), self._refused))
 
-    async def _attempt(self) -> bool:
+    async def _attempt(self) -> float | None:
         """
         One connection, from its beginning to its end.
 
-        @return: whether the link was up.
+        @return: how long the link was up, in seconds; C{None} if it never was.
         """
         try:
             attempt = await self._connect()
@@ -117,15 +113,16 @@ class ReconnectingService(Service):
         else:
             self._refused = False
             return await self._use(attempt)
-        return False
+        return None
 
-    async def _use(self, connection: Connection) -> bool:
+    async def _use(self, connection: Connection) -> float:
+        begin = self._clock.seconds()
         try:
             await connection.gone
         except CancelledError:
             # Whoever stops us closes the link, in good order.
             pass
-        return True
+        return self._clock.seconds() - begin
 
     async def _pause(self, seconds: float) -> None:
         self._pausing = deferLater(self._clock, seconds)

@@ -269,10 +269,15 @@ class ServerService(MultiService):
             return
         if self._crammed and greeting.session in self.sessions:
             raise LoginError("no memory is left for one more link")
+        self._requireUserLink(user)
+
+    def _requireUserLink(self, user: str) -> None:
         if user and sum(len(each.links) for each in self._byUser.get(user, ())) >= self.config.maxUserLinks:
             raise LoginError(f"too many links of {user}")
 
     def _requireRoom(self, user: str) -> None:
+        # The first link of a new session takes nobody's place.
+        self._requireUserLink(user)
         if self.draining:
             raise LoginError("udp-server stops")
         if len(self.sessions) >= self.config.maxSessions or self._crammed:
