@@ -81,7 +81,9 @@ def main(words: Sequence[str]) -> int:
         print("network namespaces need root", file=sys.stderr)
         return 2
     # A plain end would leave programs and namespaces behind; an exception cleans up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: whoever is started in the background of a script has inherited that it is ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         return int(arguments.main(arguments))
     except KeyboardInterrupt:
