@@ -207,7 +207,7 @@ class LocalConfig:
         "idle, each burst on the link that was silent longest.",
     )
     newSources: int = option(
-        256, integer(0, 1 << 20), "N", "New sources a second that a forward takes from one other machine; 0: no limit."
+        128, integer(0, 1 << 20), "N", "New sources a second that a forward takes from one other machine; 0: no limit."
     )
     tls: str | None = TLS
     tlsTrust: str | None = option(

@@ -859,7 +859,11 @@ class ResumptionTests(SynchronousTestCase):
         """Carry what waits at one end of a link; what a connection that is gone would bring is gone."""
         data, link = pair.carriers[way][end].take(), pair.links[way][1 - end]
         if data and not link.lost and not pair.carriers[way][1 - end].aborted and not pair.carriers[way][end].aborted:
-            feed(link, data)
+            try:
+                feed(link, data)
+            except LoginError:
+                # A HELLO that was overtaken by another one with its ticket. Nobody waits for the answer any more.
+                self.assertTrue(pair.links[way][end].lost)
 
 
 class MembershipTests(SynchronousTestCase):
