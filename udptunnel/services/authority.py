@@ -26,7 +26,6 @@ PLAIN_ADVICE = (
     "nothing encrypts the links: listen at 127.0.0.1 or [::1], give a certificate with --tls, or say --insecure-plain"
 )
 
-
 OTHERS_MAY_READ = 0o004
 
 _log = Logger()

@@ -468,11 +468,11 @@ def _readPasswords(config: LocalConfig) -> Callable[[bytes, bytes], bool] | None
 def _readLogin(config: LocalConfig) -> tuple[str, bytes] | None:
     if config.secret is None:
         return None
+    secrets = readSecrets("secret", config.secret)
     try:
-        return readSecrets("secret", config.secret).only()
+        return secrets.only()
     except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith("--") else f"--secret {config.secret}: {text}") from error
+        raise ConfigError(f"--secret {config.secret}: {error}") from error
 
 
 def _readTls(config: LocalConfig) -> tuple[tls.Identity | None, tls.Trust | None]:
