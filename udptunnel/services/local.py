@@ -186,27 +186,27 @@ class LocalService(MultiService):
             ],
             self._logIn,
         )
-        for _ in range(config.links):
-            each = ReconnectingService(reactor, self._connect, self._failed)
-            each.setServiceParent(self)
-            self._reconnecting.append(each)
-        self.door = (
-            None
-            if config.socks == "none"
-            else Listening(
-                reactor,
-                "socks",
-                config.socks,
-                quietFactory(lambda: SocksServerProtocol(reactor, self)),
-            )
-        )
+        self._addLinks(config.links)
+        self.door = self._makeDoor(config.socks) if config.socks != "none" else None
         if config.status is not None:
-            status = StatusService(
-                "udp-local", config.status, self.report, self.illness, reactor, config.insecureNoAuth
-            )
-            status.setServiceParent(self)
+            self._addStatus(config.status)
 
     # -- parts
+
+    def _addLinks(self, links: int) -> None:
+        for _ in range(links):
+            each = ReconnectingService(self._reactor, self._connect, self._failed)
+            each.setServiceParent(self)
+            self._reconnecting.append(each)
+
+    def _makeDoor(self, endpoint: str) -> Listening:
+        factory = quietFactory(lambda: SocksServerProtocol(self._reactor, self))
+        return Listening(self._reactor, "socks", endpoint, factory)
+
+    def _addStatus(self, endpoint: str) -> None:
+        allowed = self.config.insecureNoAuth
+        status = StatusService("udp-local", endpoint, self.report, self.illness, self._reactor, allowed)
+        status.setServiceParent(self)
 
     @property
     def sealed(self) -> bool:
