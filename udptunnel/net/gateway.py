@@ -308,7 +308,7 @@ def _headersOf(host: bytes) -> int:
 
 
 def _isCarried(host: bytes) -> bool:
-    """Whether datagrams to an address go through the tunnel: what is for all, for one wire or for one machine does not."""
+    """Whether datagrams to an address are for the tunnel: those for all, for one wire or for one machine are not."""
     if len(host) == 4:
         return 0 < host[0] < 224 and host[0] != 127 and host[:2] != b"\xa9\xfe"
     return host[0] != 0xFF and (host[0] != 0xFE or host[1] & 0xC0 != 0x80) and host[:15] != bytes(15)
