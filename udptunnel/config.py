@@ -134,6 +134,13 @@ def socksServer(text: str) -> Address:
     return given
 
 
+def mark(text: str) -> int:
+    """A mark of the kernel's, which others show in hexadecimal."""
+    if re.fullmatch("0x[0-9a-fA-F]{1,8}", text):
+        return int(text, 16)
+    return integer(0, 0xFFFF_FFFF)(text)
+
+
 def host4(text: str) -> str:
     """An IPv4 address."""
     try:
@@ -397,10 +404,10 @@ class Tun2socksConfig:
         None, socksServer, "HOST:PORT", "The SOCKS5 server that TCP goes to, and UDP unless it has its own."
     )
     udpSocksServerAddr: Address | None = option(None, socksServer, "HOST:PORT", "The SOCKS5 server that UDP goes to.")
-    username: str = option("", anyText, "NAME", "Who we are to the SOCKS5 server.")
-    password: str = option("", anyText, "PASSWORD", "How we prove it; all users of this machine can see that.")
+    username: str | None = option(None, anyText, "NAME", "Who we are to the SOCKS5 server.")
+    password: str | None = option(None, anyText, "PASSWORD", "How we prove it; all users of this machine can see that.")
     passwordFile: str | None = option(None, anyText, "FILE", "A file that holds the password, and nothing else.")
-    udpUsername: str = option("", anyText, "NAME", "Who we are to a SOCKS5 server for UDP alone.")
+    udpUsername: str | None = option(None, anyText, "NAME", "Who we are to a SOCKS5 server for UDP alone.")
     udpPasswordFile: str | None = option(None, anyText, "FILE", "A file that holds the password for it.")
     appendSourceToUsername: bool = flag("Add @ and the address of the client to the name, for each TCP connection.")
     udpAddress: Address | None = option(
@@ -426,7 +433,9 @@ class Tun2socksConfig:
     route: tuple[str, ...] = option((), network, "CIDR", "Send what goes to this network into the TUN.")
     autoRoute: bool = flag("Send everything into the TUN that no other route is more specific for.")
     fwmark: int = option(
-        0, integer(0, 0xFFFF_FFFF), "N", "Mark our own packets, so that they take another route; 0: none is needed."
+        0,
+        mark,
+        "N", "Mark our own packets, so that they take another route; 0: none is needed."
     )
     tunOffload: str = option("all", anyText, "NAMES", "What the TUN may do: all, none, or some of vnet,tso,uso.")
     offload: str = OFFLOAD
