@@ -27,9 +27,13 @@ class Backoff:
 
         @param most: the longest pause, in seconds.
         """
-        if not self.rests(now):
-            self.seconds = min(most, 2 * self.seconds or FIRST_SECONDS)
-            self._until = now + self.seconds
+        if self.rests(now):
+            return
+        if now - self._until > most:
+            # It was fine for long enough, even if nobody has said so.
+            self.seconds = 0.0
+        self.seconds = min(most, 2 * self.seconds or FIRST_SECONDS)
+        self._until = now + self.seconds
 
     def worked(self) -> None:
         """It worked."""

@@ -86,6 +86,11 @@ class Waiting:
             self.bytes -= line.bytes
         return [burst for _, burst in line.bursts]
 
+    def forget(self, source: Address) -> None:
+        """Drop what waits for a source: there will be no way."""
+        while (line := self._lines.get(source)) is not None:
+            self._drop(source, line, "association closed")
+
     def _dropOld(self, source: Address, line: _Line, now: float) -> None:
         while line.bursts and now - line.bursts[0][0] > MOST_SECONDS:
             self._drop(source, line, "waited too long for a way")
