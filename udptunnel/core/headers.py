@@ -36,24 +36,32 @@ class Headers:
         Each has as its source the address that its headers name. What has no
         header that we can use is dropped and counted.
         """
-        header = self._find(payload)
         if len(payload) <= size:
-            return (
-                [] if header is None else [Burst(self._addresses[header], size - len(header), payload[len(header) :])]
-            )
+            return self._unwrapOne(payload, self._find(payload))
         data = bytes(payload)
+        header = self._find(data[:size])
         if header is not None and _allBeginWith(header, size, data):
             lead = len(header)
             inner = [data[place + lead : place + size] for place in range(0, len(data), size)]
             return _burstsOf(self._addresses[header], size - lead, inner)
-        return [each for place in range(0, len(data), size) for each in self.unwrap(size, data[place : place + size])]
+        bursts = self._unwrapOne(data[:size], header)
+        for place in range(size, len(data), size):
+            datagram = data[place : place + size]
+            bursts += self._unwrapOne(datagram, self._find(datagram))
+        return bursts
 
-    def _find(self, payload: Buffer) -> bytes | None:
+    def _unwrapOne(self, datagram: Buffer, header: bytes | None) -> list[Burst]:
+        if header is None:
+            return []
+        lead = len(header)
+        return [Burst(self._addresses[header], len(datagram) - lead, datagram[lead:])]
+
+    def _find(self, datagram: Buffer) -> bytes | None:
         """The header that a datagram begins with; C{None}, and counted, if it has none that we can use."""
-        header = bytes(payload[: _headerLength(payload)])
+        header = bytes(datagram[: _headerLength(datagram)])
         if header not in self._addresses:
             try:
-                address, length = unpackHeader(payload)
+                address, length = unpackHeader(datagram)
             except FragmentedError:
                 self._counters.drop("SOCKS5 fragment")
                 return None
@@ -62,7 +70,7 @@ class Headers:
                 return None
             if len(self._addresses) >= MOST_HEADERS:
                 self._addresses.clear()
-            header = bytes(payload[:length])
+            header = bytes(datagram[:length])
             self._addresses[header] = Address(normalHost(address.host), address.port)
         return header
 

@@ -299,10 +299,12 @@ def connectedSocket(relay: Address, local: tuple[Any, ...], mark: int) -> socket
     @param mark: SO_MARK, 0 for none.
     @raise OSError: that can not be done.
     """
+    if familyOf(local[0]) != familyOf(relay.host):
+        return _connect(relay, mark, None)
     try:
         return _connect(relay, mark, (local[0], 0, *local[2:]))
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        if error.errno not in (errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL):
             raise
         return _connect(relay, mark, None)
 

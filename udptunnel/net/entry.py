@@ -24,22 +24,52 @@ from udptunnel.wire.frame import Buffer
 class _WayBack:
     """The outlet of an association on the local side: back to its source."""
 
-    __slots__ = ("_entry", "_source")
+    __slots__ = ("_source", "_sources")
 
-    def __init__(self, entry: Entry, source: Address) -> None:
-        self._entry = entry
+    def __init__(self, sources: Sources, source: Address) -> None:
+        self._sources = sources
         self._source = source
 
     def send(self, address: Address, size: int, payload: Buffer) -> None:
         """A burst has come from a far address."""
-        self._entry.answer(self._source, address, size, payload)
+        self._sources.answer(self._source, address, size, payload)
 
     def closed(self) -> None:
         """The association is over; if the source sends again, there will be another."""
-        self._entry.forget(self._source)
+        self._sources.forget(self._source)
 
 
-class Entry:
+class Sources:
+    """Those who send through a session, and their associations."""
+
+    def __init__(self, session: Session, clock: Callable[[], float]) -> None:
+        self._session = session
+        self._clock = clock
+        self._associations: dict[Address, Association] = {}
+
+    def _associationOf(self, source: Address, target: Address, now: float) -> Association:
+        association = self._associations.get(source)
+        if association is None:
+            association = self._session.begin(lambda number: _WayBack(self, source), now)
+            self._associations[source] = association
+        association.touch(target, now)
+        return association
+
+    def answer(self, source: Address, address: Address, size: int, payload: Buffer) -> None:
+        """C{address} has sent something to one of our sources."""
+        raise NotImplementedError
+
+    def forget(self, source: Address) -> None:
+        """The association of a source is over."""
+        self._associations.pop(source, None)
+
+    def closeAll(self) -> None:
+        """Close the associations of all of them."""
+        for association in list(self._associations.values()):
+            self._session.close(association)
+
+
+class Entry(Sources):
     """
     What a forward and a SOCKS5 relay have in common.
 
@@ -47,11 +77,9 @@ class Entry:
     """
 
     def __init__(self, traffic: Traffic, session: Session, clock: Callable[[], float], listen: Address) -> None:
+        super().__init__(session, clock)
         self.port = DatagramPort(traffic, listen, self)
         self._traffic = traffic
-        self._session = session
-        self._clock = clock
-        self._associations: dict[Address, Association] = {}
 
     def startListening(self) -> None:
         """
@@ -69,28 +97,11 @@ class Entry:
     def stopListening(self) -> None:
         """Close the port and the associations of all that have sent to it."""
         self.port.stopListening()
-        for association in list(self._associations.values()):
-            self._session.close(association)
+        self.closeAll()
 
     def burstsReceived(self, bursts: list[Burst]) -> None:
         """Applications have sent something."""
         raise NotImplementedError
-
-    def answer(self, source: Address, address: Address, size: int, payload: Buffer) -> None:
-        """C{address} has sent something to one of our sources."""
-        raise NotImplementedError
-
-    def forget(self, source: Address) -> None:
-        """The association of a source is over."""
-        self._associations.pop(source, None)
-
-    def _associationOf(self, source: Address, target: Address, now: float) -> Association:
-        association = self._associations.get(source)
-        if association is None:
-            association = self._session.begin(lambda number: _WayBack(self, source), now)
-            self._associations[source] = association
-        association.touch(target, now)
-        return association
 
 
 MOST_HOSTS = 1024
