@@ -57,6 +57,13 @@ class FakeNamesTests(SynchronousTestCase):
         for _ in range(2):
             self.assertEqual([names.covers(each) for each in inside + outside], [True] * 3 + [False] * 6)
 
+    def test_coversIsBounded(self) -> None:
+        """Of hosts that come and go not all are remembered."""
+        names = FakeNames([FOUR])
+        for number in range(5000):
+            self.assertFalse(names.covers(f"10.0.{number >> 8}.{number & 255}"))
+        self.assertLessEqual(len(names._covered), 4096)
+
     def test_notHosts(self) -> None:
         """What can not be a host's name is refused: what no SOCKS5 request may carry, and numbers."""
         names = FakeNames([FOUR])
