@@ -49,7 +49,7 @@ from udptunnel.wire.ip import DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, IPV4_BY
 from udptunnel.wire.transport import TCP_BYTES
 from udptunnel.wire.vnet import VNET_BYTES
 
-# From the virtio header's first byte: of IPv4 the fragment; the protocol; TCP flags if nothing stands before TCP's header.
+# From the virtio header on: of IPv4 the fragment; the protocol; the TCP flags if no options or extensions come before.
 _PLAIN4 = Struct("!16xHxB23xB")
 _PLAIN6 = Struct("!16xB46xB")
 _LEAST4, _LEAST6 = (VNET_BYTES + header + TCP_BYTES for header in (IPV4_BYTES, IPV6_BYTES))
