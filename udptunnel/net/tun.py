@@ -292,6 +292,11 @@ class TunPort:
         self._losing: IDelayedCall | None = None
         self._memory = memoryview(bytearray(BUFFER_BYTES))
 
+    @property
+    def segments(self) -> bool:
+        """Whether the device takes several datagrams as one packet."""
+        return self.headed and self._offload.uso
+
     # -- opening and closing
 
     def open(self) -> None:
