@@ -159,7 +159,7 @@ class Routes:
         if not found:
             raise RouteError(f"{self._options}: there is no device {name}")
         self._device = found[0]
-        sweep(self._system, devices, self._device.index)
+        sweep(self._system, devices, self._device.number)
         for network in self._capture.networks:
             self._lead(network)
         if self._capture.everything:
@@ -169,12 +169,12 @@ class Routes:
         self._loosen()
 
     def _lead(self, network: str) -> None:
-        route = Route(networkOf(network), self._device.index, protocol=PROTOCOL)
+        route = Route(networkOf(network), self._device.number, protocol=PROTOCOL)
         try:
             self._addRoute(route._replace(metric=USUAL_METRIC[route.family]))
         except FileExistsError:
             raise RouteError(
-                f"--route {network}: there is such a route already; capture parts of it, or everything with --auto-route"
+                f"--route {network}: there is such a route already; name parts of it, or use --auto-route"
             ) from None
 
     def _addRoute(self, route: Route) -> None:
@@ -207,7 +207,7 @@ class Routes:
     def _fill(self, table: int) -> None:
         through = self._device.families or frozenset(EVERYTHING)
         for family in sorted(EVERYTHING, key=lambda family: family not in through):
-            route = Route(EVERYTHING[family], self._device.index, "", table, USUAL_METRIC[family], PROTOCOL)
+            route = Route(EVERYTHING[family], self._device.number, "", table, USUAL_METRIC[family], PROTOCOL)
             if family in through:
                 self._addRoute(route)
             else:
@@ -256,7 +256,7 @@ class Routes:
     def leadsBack(self, host: str) -> bool:
         """Whether packets of ours, with our mark, to a numeric host would go into our own TUN."""
         try:
-            return self._device.index in (self._system.deviceTowards(host, self._capture.socketMark),)
+            return self._system.deviceTowards(host, self._capture.socketMark) == self._device.number
         except OSError:
             return False
 
@@ -270,8 +270,8 @@ class Routes:
         for host in hosts:
             if self.leadsBack(host):
                 raise RouteError(
-                    f"{option} {host}: our own packets to it would come back to us through {self._device.name}; choose "
-                    "--route without it, or use --auto-route with another --fwmark than a rule of yours has"
+                    f"{option} {host}: our own packets to it would come back to us through {self._device.name}; "
+                    "leave it out of --route, or use --auto-route and --fwmark"
                 )
 
     # -- stop
@@ -316,10 +316,10 @@ def sweep(system: Routing, devices: Iterable[Device], own: int = 0) -> None:
 
     One that lives has its TUN open, and at least one route through it.
 
-    @param own: index of a device that we have open ourselves, so that nobody else can.
+    @param own: number of a device that we have open ourselves, so that nobody else can.
     @raise OSError: something can not be removed.
     """
-    open_ = {device.index for device in devices if device.carrier and device.index != own}
+    open_ = {device.number for device in devices if device.carrier and device.number != own}
     routes = system.routes(PROTOCOL)
     living = {route.table for route in routes if route.table != MAIN and route.device in open_}
     for rule in system.rules(PROTOCOL):
@@ -343,7 +343,7 @@ def _isLoopback(network: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return "routes need root or CAP_NET_ADMIN"
     code = getattr(error, "errno", None)
+    if code == errno.EPERM:
+        return "routes need root or CAP_NET_ADMIN"
     return os.strerror(code) if code else str(error)

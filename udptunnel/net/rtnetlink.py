@@ -42,7 +42,9 @@ _IFF_LOWER_UP = 0x10000
 class Device(NamedTuple):
     """A network device."""
 
-    index: int
+    number: int
+    """What the kernel calls its index; 0 is none."""
+
     name: str
     carrier: bool
     """Whether it works; for a TUN, whether a process has it open."""
@@ -61,7 +63,7 @@ class Route(NamedTuple):
     """ADDRESS/LENGTH."""
 
     device: int
-    """Index of the device; 0: the network is unreachable."""
+    """Number of the device; 0: the network is unreachable."""
 
     gateway: str = ""
     table: int = MAIN
@@ -125,7 +127,7 @@ class Routing(Protocol):
         """Take a rule away."""
 
     def deviceTowards(self, host: str, mark: int = 0) -> int:
-        """The index of the device by which a packet of ours would leave; the kernel is asked (RTM_GETROUTE)."""
+        """The number of the device by which a packet of ours would leave; the kernel is asked (RTM_GETROUTE)."""
 
     def setAlias(self, device: int, text: str) -> None:
         """Write something on a device."""
@@ -155,7 +157,9 @@ class LinuxRouting:
     def routes(self, protocol: int | None = None, table: int | None = None) -> list[Route]:
         """The unicast and unreachable routes."""
         with _opened() as ip:
-            found = [_route(each) for family in _FAMILIES.values() for each in ip.get_routes(family=family) if _is(each)]
+            found = [
+                _route(each) for family in _FAMILIES.values() for each in ip.get_routes(family=family) if _is(each)
+            ]
         return [each for each in found if protocol in (None, each.protocol) and table in (None, each.table)]
 
     def addRoute(self, route: Route) -> None:
@@ -185,7 +189,7 @@ class LinuxRouting:
             ip.rule("del", **_ruleFields(rule))
 
     def deviceTowards(self, host: str, mark: int = 0) -> int:
-        """The index of the device by which a packet of ours would leave."""
+        """The number of the device by which a packet of ours would leave."""
         marked = {"mark": mark} if mark else {}
         with _opened() as ip:
             (answer,) = ip.route("get", dst=host, **marked)
