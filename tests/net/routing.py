@@ -46,7 +46,7 @@ class MemoryRouting:
         ]
         self.chosen = list(USUAL_RULES)
         self.refused: dict[object, OSError] = {}
-        self.strict = {"all": 0, "tun0": 0}
+        self.strict = {"all": 0, **{device.name: 0 for device in self.present}}
 
     def _called(self, name: str, family: int = 0) -> None:
         for key in (name, (name, family)):

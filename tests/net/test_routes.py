@@ -193,7 +193,6 @@ class SeveralTests(RoutesTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.system = MemoryRouting(makeDevice(), makeDevice("tun1", 8))
-        self.system.strict["tun1"] = 0
 
     def test_coexist(self) -> None:
         """Each takes a table of its own, the later one captures, and each removes its own only."""
