@@ -176,13 +176,16 @@ class EverythingTests(RoutesTestCase):
 
     def test_captureLast(self) -> None:
         """The rules that capture are the last to come and the first to go: no packet meets half of our rules."""
+        removed: list[int] = []
+
+        def remove(rule: Rule) -> None:
+            removed.append(rule.table)
+            self.system.chosen.remove(rule)
+
+        self.patch(self.system, "removeRule", remove)
         routes = self.start(Capture(everything=True, past=(SERVER,)))
         last = [rule.table for rule in self.system.rules(PROTOCOL)][-2:]
         self.assertEqual(last, [routes.table] * 2)
-        removed: list[int] = []
-        self.patch(
-            self.system, "removeRule", lambda rule: (removed.append(rule.table), self.system.chosen.remove(rule))
-        )
         routes.stop()
         self.assertEqual(removed[:2], last)
 
