@@ -426,6 +426,8 @@ class Splice:
         Look for what no descriptor tells: too long a silence, and connections
         that broke while they were not read. To be called every few seconds.
         """
+        if self._over:
+            return
         if self.active:
             self.active, self._since = False, now
         if any(side.broken for side in self._sides):
