@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from udptunnel.core.counters import Counters
 from udptunnel.core.fragments import Fragments
 from udptunnel.errors import PacketError
-from udptunnel.net.stack import Stack, Writer
+from udptunnel.net.stack import Stack
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import AimedBurst, count, join, pieces, split
 from udptunnel.wire.frame import Buffer
@@ -90,16 +90,18 @@ class Gateway:
 
     It is the receiver of the TUN's port, and the L{UdpWriter} of its datagrams.
 
-    @ivar udp: who gets the datagrams; to be set before the first packet.
+    @ivar outer: where packets to clients are written; to be set before the first packet comes. A TUN port says with
+        C{headed} and C{segments} whether checksums may be left to it, and whether bursts may.
+    @ivar udp: who gets the datagrams; likewise.
     @ivar stack: who gets the TCP packets; likewise.
     """
 
+    outer: Any
     udp: UdpReceiver
     stack: Stack
 
     def __init__(
         self,
-        outer: Writer,
         counters: Counters,
         clock: Callable[[], float],
         lost: Callable[[str], None],
@@ -107,14 +109,10 @@ class Gateway:
         icmp: str = "reply",
     ) -> None:
         """
-        @param outer: where packets to clients are written; a TUN port has
-            C{headed} and C{offload}, which say whether checksums may be left
-            to it, and whether bursts may.
         @param lost: told when the TUN is no use any more, and why.
         @param mtu: longer datagrams are cut into fragments.
         @param icmp: of L{ICMP_ANSWERS}.
         """
-        self._outer: Any = outer
         self._counters = counters
         self._clock = clock
         self._lost = lost
@@ -255,20 +253,20 @@ class Gateway:
 
     def _write(self, source: bytes, target: bytes, ports: tuple[int, int], size: int, payload: Buffer) -> None:
         header = _headersOf(target)
-        if size + header > self._mtu or not self._outer.headed:
+        if size + header > self._mtu or not self.outer.headed:
             for each in split(size, payload):
                 self._writeFinished(udpPacket(source, target, *ports, each))
             return
-        most = min(LARGEST_SUPER, MOST_SEGMENTS * size) if self._outer.segments else size
+        most = min(LARGEST_SUPER, MOST_SEGMENTS * size) if self.outer.segments else size
         for piece in pieces(size, payload, max(most, 1)):
             segment = size if len(piece) > size else 0
             vnet = packVnet(udpVnet(header - UDP_BYTES, segment))
-            self._outer.write(vnet + udpHeaders(source, target, *ports, len(piece)), piece)
+            self.outer.write(vnet + udpHeaders(source, target, *ports, len(piece)), piece)
 
     def _writeFinished(self, packet: bytes) -> None:
         self._identification += 1
         for part in fragmented(packet, self._mtu, self._identification):
-            self._outer.write(PLAIN, part)
+            self.outer.write(PLAIN, part)
 
     def refuse(self, burst: AimedBurst, why: Unreachable) -> None:
         """Say that the target of a burst can not be reached."""
@@ -310,7 +308,7 @@ def _headersOf(host: bytes) -> int:
 
 
 def _isCarried(host: bytes) -> bool:
-    """Whether datagrams to an address go through the tunnel: what is for all, for one wire or for one machine does not."""
+    """Whether datagrams to an address are for the tunnel: those for all, for one wire or for one machine are not."""
     if len(host) == 4:
         return 0 < host[0] < 224 and host[0] != 127 and host[:2] != b"\xa9\xfe"
     return host[0] != 0xFF and (host[0] != 0xFE or host[1] & 0xC0 != 0x80) and host[:15] != bytes(15)
