@@ -515,6 +515,17 @@ class RefusedTests(SocksUdpTestCase):
         self.dials[0].caller.failed("wrong password", ReplyCode.NOT_ALLOWED)
         self.assertEqual(self.writer.refusals, [(SOURCE, TARGET, Unreachable.PORT)])
 
+    def test_otherPassword(self) -> None:
+        """Another password is tried at once; the same one is not."""
+        self.send()
+        self.dials[0].caller.failed("wrong password", ReplyCode.NOT_ALLOWED)
+        self.udp.proxy = Proxy(SERVER, mark=7)
+        self.send()
+        self.assertEqual(len(self.dials), 1)
+        self.udp.proxy = Proxy(SERVER, "user", "secret", 7)
+        self.send()
+        self.assertEqual(self.dials[1].request[0], Proxy(SERVER, "user", "secret", 7))
+
     def test_unreachable(self) -> None:
         """A server that is not there is asked every few seconds; to clients it is as if the target were not there."""
         asked: list[float] = []
