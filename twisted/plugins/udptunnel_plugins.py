@@ -15,3 +15,10 @@ udpServer = ServiceMaker(
     "Take UDP out of the TCP links of udp-local, send it to its targets and carry the replies back.",
     "udp-server",
 )
+
+proxyController = ServiceMaker(
+    "udptunnel proxy controller",
+    "udptunnel.tap.controller",
+    "Lead the machine's packets through a TUN when a client asks for it over a Unix socket.",
+    "proxy-controller",
+)
