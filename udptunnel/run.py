@@ -178,7 +178,7 @@ class Run:
         from udptunnel.services.tun2socks import Tun2socksService
 
         local = await self._link()
-        service = Tun2socksService(self._config(made), self._reactor, udp=local and entryInto(local))
+        service = Tun2socksService(self._config(made), self._reactor, udp=entryInto(local) if local else None)
         if local is not None and self._options["socks-server"] is None:
             service.tcp = NoTcp()
         service.startService()

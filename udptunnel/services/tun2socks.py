@@ -195,7 +195,8 @@ class Tun2socksService(MultiService):
         if wanted in ("auto", "tun") and (wanted == "tun" or self.config.tunFd is None):
             yield TunStack(self._reactor, self.port, places, self.tcp, self.counters, most)
         if wanted in ("auto", "netns"):
-            yield NetnsStack(self._reactor, self.port, self.tcp, self.counters, most)
+            offload, mtu = self._tunOffload, self.config.mtu
+            yield NetnsStack(self._reactor, self.port, self.tcp, self.counters, offload, mtu, most)
 
     # -- time
 
