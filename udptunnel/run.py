@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -36,7 +37,7 @@ from twisted.logger import (
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from udptunnel.config import DNS_PORT, Tun2socksConfig, address, integer, nameServer
+from udptunnel.config import Tun2socksConfig, address, integer
 from udptunnel.errors import TunnelError
 from udptunnel.net.namespace import FAILED, Inside, Made, Wanted
 from udptunnel.ping import LinkOptions
@@ -63,6 +64,14 @@ SI_KERNEL = 0x80
 """From asm-generic/siginfo.h: a terminal has sent the signal, to the command as well as to us."""
 
 
+def _host(text: str) -> str:
+    """An address; C{resolv.conf} knows no ports."""
+    try:
+        return str(ip_address(text))
+    except ValueError as error:
+        raise ValueError("expected an address without port") from error
+
+
 class RunOptions(LinkOptions):
     """udptunnel run."""
 
@@ -79,7 +88,7 @@ command's; 125 if it was not even started.
         ["socks-server", None, None, f"SOCKS5 server for TCP, and without --server for UDP; {SOCKS}.", address],
         ["username", None, "", "Who we are to the SOCKS5 server."],
         ["password-file", None, None, "A file that holds the password, and nothing else."],
-        ["dns", None, "9.9.9.9", "The name server that the command asks.", nameServer],
+        ["dns", None, "9.9.9.9", "The name server that the command asks.", _host],
         ["mtu", None, 1500, "The longest packet.", integer(1280, 65_535)],
     ]
     optFlags = [["verbose", "v", "Say what goes on, not only what goes wrong."]]  # noqa: RUF012
@@ -89,11 +98,6 @@ command's; 125 if it was not even started.
         if not command:
             raise usage.UsageError("run what? udptunnel run [options] -- COMMAND")
         self["command"] = command
-
-    def postOptions(self) -> None:
-        """C{resolv.conf} knows no ports."""
-        if self["dns"].port != DNS_PORT:
-            raise usage.UsageError(f"--dns {self['dns']}: expected an address without port")
 
 
 def run(options: RunOptions) -> int:
@@ -121,7 +125,7 @@ def wanted(options: RunOptions) -> Wanted:
         DEVICE,
         ADDRESSES,
         options["mtu"],
-        nameServer=options["dns"].host,
+        nameServer=options["dns"],
         command=options["command"],
         unblocked=tuple(sorted({*PASSED, signal.SIGCHLD} & blocked)),
     )
