@@ -26,19 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
-from twisted.logger import (
-    FilteringLogObserver,
-    Logger,
-    LogLevel,
-    LogLevelFilterPredicate,
-    globalLogBeginner,
-    textFileLogObserver,
-)
+from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from twisted.python import usage
 from twisted.python.failure import Failure
 
 from udptunnel.config import Tun2socksConfig, address, integer
-from udptunnel.errors import TunnelError
+from udptunnel.errors import LoginError, TunnelError
+from udptunnel.net.logs import useLogLines
 from udptunnel.net.namespace import FAILED, Inside, Made, Wanted
 from udptunnel.ping import LinkOptions
 from udptunnel.wire.address import Address
@@ -157,7 +151,7 @@ class Run:
         @return: the exit status.
         """
         self._reactor.seconds = time.monotonic
-        _showLog(LogLevel.info if self._options["verbose"] else LogLevel.warn)
+        _showLog(self._reactor, "info" if self._options["verbose"] else "warning")
         threading.Thread(target=self._attend, daemon=True).start()
         self._reactor.callWhenRunning(self._begin)
         self._reactor.addSystemEventTrigger("before", "shutdown", self._end)
@@ -196,7 +190,11 @@ class Run:
         from udptunnel.services.trips import linked
 
         config = dataclasses.replace(self._options.config(), socks="none")
-        return await self._stack.enter_async_context(linked(self._reactor, LocalService(config, self._reactor)))
+        local = linked(self._reactor, LocalService(config, self._reactor))
+        try:
+            return await self._stack.enter_async_context(local)
+        except LoginError as error:
+            raise LoginError(f"no link to {', '.join(config.server)}: {error}") from error
 
     def _config(self, made: Made) -> Tun2socksConfig:
         options = self._options
@@ -286,8 +284,7 @@ class NoTcp:
         return {}
 
 
-def _showLog(level: Any) -> None:
-    """The terminal is the command's: we say what goes wrong."""
-    predicate = LogLevelFilterPredicate(level)
-    observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [predicate])
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+def _showLog(reactor: Any, level: str) -> None:
+    """The terminal is the command's: we say what goes wrong, or what goes on."""
+    useLogLines(Tun2socksConfig(loglevel=level), reactor)
+    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)

@@ -142,14 +142,20 @@ def _write(name: str, text: str) -> None:
 
 def explain(error: Exception) -> str:
     """What to say about a failure, and what to do."""
-    if not isinstance(error, OSError) or error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.ENOENT):
+    if not isinstance(error, OSError):
         return str(error) or repr(error)
     what = f"{error.filename or 'the kernel'}: {error.strerror}"
+    if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.ENOENT):
+        return _remedy(what)
+    return what
+
+
+def _remedy(what: str) -> str:
     for name, (value, other) in SWITCHES.items():
         if _read(f"/proc/sys/{name}") == value:
             return f"{what}; unprivileged user namespaces are switched off: sysctl {name.replace('/', '.')}={other}"
     if not os.access(DEVICES, os.R_OK | os.W_OK):
-        return f"{what}; is there a {DEVICES} that this user may open (mode 666)?"
+        return f"this user may not open {DEVICES}, or there is none: it is usually there, with mode 666"
     return f"{what}; a container must be allowed to make user and network namespaces (seccomp, AppArmor)"
 
 
