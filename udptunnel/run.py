@@ -30,7 +30,7 @@ from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from udptunnel.config import Tun2socksConfig, address, integer
+from udptunnel.config import Tun2socksConfig, address, integer, network
 from udptunnel.errors import LoginError, TunnelError
 from udptunnel.net.logs import useLogLines
 from udptunnel.net.namespace import FAILED, Inside, Made, Wanted
@@ -83,6 +83,13 @@ command's; 125 if it was not even started.
         ["username", None, "", "Who we are to the SOCKS5 server."],
         ["password-file", None, None, "A file that holds the password, and nothing else."],
         ["dns", None, "9.9.9.9", "The name server that the command asks.", _host],
+        [
+            "fake-dns",
+            None,
+            None,
+            "Answer DNS with addresses of this network, and pass on names in their place.",
+            network,
+        ],
         ["mtu", None, 1500, "The longest packet.", integer(1280, 65_535)],
     ]
     optFlags = [["verbose", "v", "Say what goes on, not only what goes wrong."]]  # noqa: RUF012
@@ -202,6 +209,7 @@ class Run:
             tunFd=made.tun,
             stack="netns",
             mtu=options["mtu"],
+            fakeDns=(options["fake-dns"],) if options["fake-dns"] is not None else (),
             socksServerAddr=options["socks-server"] or Address.parse(SOCKS),
             username=options["username"],
             passwordFile=options["password-file"],

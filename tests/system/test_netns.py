@@ -34,7 +34,7 @@ class Gateway:
         addresses = (f"{OWN[0]}/24", f"{OWN[1]}/64")
         self.port = TunPort(reactor, Interface(DEVICE, addresses, MTU), self, self.offload, self.counters)
         self.port.open()
-        self.stack = NetnsStack(reactor, self.port, self, self.counters, self.offload, MTU, ways=ways)
+        self.stack = NetnsStack(reactor, self.port, self.offload, self, self.counters, MTU, ways=ways)
         self.requested: list[Connection] = []
         self.opened: list[tuple[Connection, socket.socket]] = []
         self.others = 0
