@@ -45,7 +45,7 @@ def isWhole(data: bytes | bytearray) -> bool:
 
 class Doorstep:
     """
-    Stands in for a server's L{SSL.Connection} on memory BIOs.
+    Stands in for the connection of a server in pyOpenSSL, on memory BIOs.
 
     @ivar connection: the connection, once there is one.
     """
