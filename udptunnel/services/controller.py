@@ -195,19 +195,19 @@ class ControllerProtocol(Protocol):
             self._answer(line)
 
     def _answer(self, line: bytes) -> None:
+        action = ""
         try:
             request = Request.parse(line)
-            self.say(statusCode=SUCCESS, action=request.action, **self._service.requested(self, request))
-        except (RequestError, RouteError, OSError) as error:
-            self._refuse(error)
+            action = request.action
+            self.say(statusCode=SUCCESS, action=action, **self._service.requested(self, request))
+        except (TunnelError, OSError) as error:
+            self._refuse(error, action or getattr(error, "action", ""))
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: Exception, action: str = "") -> None:
         code = UNSUPPORTED if isinstance(error, RouteError) else FAILURE
         text = getattr(error, "strerror", None) or str(error)
         self._log.warn("client {client} is refused: {error}", client=self.name, error=text)
-        self.say(
-            statusCode=code, action=getattr(error, "action", "configureRouting"), errorMessage=text, returnValue=""
-        )
+        self.say(statusCode=code, action=action, errorMessage=text, returnValue="")
 
     def say(self, **fields: Any) -> None:
         """Send one line."""
@@ -417,13 +417,14 @@ class ControllerService(MultiService):
         except (ListenError, OSError):
             # Nothing is left of what there was before, either.
             self._owner = None
+            self._reset()
             self._tell(client)
             raise
         self._owner = client
         self._log.info(
-            "client {client} leads everything but {proxy} through {device}",
+            "client {client} leads everything but {host} through {device}",
             client=client.name,
-            proxy=way.proxy,
+            host=way.proxy,
             device=self.config.tundev,
         )
 
