@@ -153,7 +153,7 @@ class ControllerProtocol(Protocol):
     def __init__(self, service: ControllerService) -> None:
         self._service = service
         self._buffer = b""
-        self._skipping = self._stuck = False
+        self._skipping = self._stuck = self._closing = False
 
     def connectionMade(self) -> None:
         """Say who it is; or that there are too many."""
@@ -242,8 +242,11 @@ class ControllerProtocol(Protocol):
 
     def close(self) -> None:
         """Part, when everything has been sent."""
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
+        if not self._closing:
+            self._closing = True
+            # Twisted waits for a producer to end; this one has only watched.
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """What it has asked for ends with it."""
