@@ -294,6 +294,14 @@ class DatagramPort:
             self._traffic.offload.refused("mmsg", error)
         elif error.errno not in _NOTHING_THERE:
             self._traffic.counters.drop(f"receive {_nameOf(error)}")
+            self.failed(error)
+
+    def failed(self, error: OSError) -> None:
+        """
+        The kernel has reported an error, which is counted; called in the midst of reading or sending.
+
+        Kinds of ports that belong to one peer may take it as the end.
+        """
 
     def _count(self, bursts: list[Burst]) -> int:
         datagrams = octets = 0
@@ -324,6 +332,7 @@ class DatagramPort:
             self._socket.sendto(payload, to)
         except OSError as error:
             counters.drop(f"send {_nameOf(error)}")
+            self.failed(error)
         except (OverflowError, UnicodeError):
             counters.drop("send EINVAL")
         else:
@@ -371,6 +380,7 @@ class DatagramPort:
         """
         if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
             self._traffic.counters.drop(f"send {_nameOf(error)}", datagrams)
+            self.failed(error)
             return True
         if error.errno == errno.EIO:
             self._traffic.offload.refused("gso", error)
@@ -390,6 +400,7 @@ class DatagramPort:
             sent = outbox.send(opened.fileno(), self._family, (to[0], to[1]), size, payload)
         except OSError as error:
             counters.drop(f"send {_nameOf(error)}", datagrams)
+            self.failed(error)
             return
         except (struct.error, UnicodeError):
             counters.drop("send EINVAL", datagrams)

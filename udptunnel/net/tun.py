@@ -506,8 +506,12 @@ class TunPort:
         """
         if getattr(self._offload, name) and not self._takes(_PROBES[name]):
             self._offload.refused(error, name)
-            with suppress(OSError):
-                self._ask(TUNSETOFFLOAD, self._offload.flags)
+            self.settle()
+
+    def settle(self) -> None:
+        """Ask the device for what L{TunOffload} says now: somebody who shares it may have changed it."""
+        with suppress(OSError):
+            self._ask(TUNSETOFFLOAD, self._offload.flags)
 
     def _takes(self, packet: bytes) -> bool:
         try:
