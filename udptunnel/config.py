@@ -401,9 +401,9 @@ def _lineOf(text: str, role: str, key: str) -> int:
 
 
 def deviceName(text: str) -> str:
-    """The name of a network device, as the kernel allows it (C{dev_valid_name})."""
-    if not re.fullmatch(r"[^/:\s%]{1,15}", text) or text in (".", ".."):
-        raise ValueError("a name of 1 to 15 characters without slash, colon, percent sign and space")
+    """The name of a network device; the kernel allows more signs (C{dev_valid_name}), but no tool likes them."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", ".."):
+        raise ValueError("a name of 1 to 15 letters, digits, dots, hyphens and underscores")
     return text
 
 

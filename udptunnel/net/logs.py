@@ -35,7 +35,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from udptunnel.config import LocalConfig, ServerConfig
+from udptunnel.config import ControllerConfig, LocalConfig, ServerConfig
 from udptunnel.net.redaction import LeftOut, Redaction, withoutSecrets
 from udptunnel.wire.address import Address
 
@@ -76,7 +76,9 @@ lines = Lines()
 """Those of this process; there is one log."""
 
 
-def useLogLines(config: LocalConfig | ServerConfig, reactor: Any, beginner: Any = globalLogBeginner) -> None:
+def useLogLines(
+    config: LocalConfig | ServerConfig | ControllerConfig, reactor: Any, beginner: Any = globalLogBeginner
+) -> None:
     """
     Have everything that is logged from the beginning on written as our lines.
 
@@ -201,7 +203,7 @@ def _kindOf(event: LogEvent) -> tuple[str, str]:
 class Style:
     """How events become lines, going by C{--log-format} and C{--redact}."""
 
-    def __init__(self, config: LocalConfig | ServerConfig) -> None:
+    def __init__(self, config: LocalConfig | ServerConfig | ControllerConfig) -> None:
         self._redaction = Redaction(config) if config.redact else None
         self.line: Callable[[LogEvent], str] = jsonLine if config.logFormat == "json" else textLine
 

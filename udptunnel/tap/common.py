@@ -22,7 +22,7 @@ from twisted.application.service import MultiService
 from twisted.logger import Logger
 from twisted.python import usage
 
-from udptunnel.config import LocalConfig, ServerConfig, fill, optionName, readToml
+from udptunnel.config import ControllerConfig, LocalConfig, ServerConfig, fill, optionName, readToml
 from udptunnel.errors import ConfigError, ListenError, TunnelError
 from udptunnel.net.descriptors import raiseDescriptorLimit
 from udptunnel.net.logs import useLogLines
@@ -271,7 +271,7 @@ class RoleService(MultiService):
         os._exit(status)
 
 
-def prepareProcess(reactor: Any, config: LocalConfig | ServerConfig) -> None:
+def prepareProcess(reactor: Any, config: LocalConfig | ServerConfig | ControllerConfig) -> None:
     """
     Make the process fit for relaying: time that no clock setting can stop,
     as many descriptors as this user may have, and log lines as configured.
