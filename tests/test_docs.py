@@ -356,9 +356,9 @@ class ReferenceTests(SynchronousTestCase):
             self.assertEqual(written, {optionName(each.name): described(each) for each in dataclasses.fields(kind)})
 
     def test_dropReasons(self) -> None:
-        """Each reason for which the code drops something stands in a table, and no other does."""
+        """Each reason for which a role that counts drops something stands in its table, and no other does."""
         written: set[str] = set()
-        for role in ROLES:
+        for role in [role for role in ROLES if section(f"docs/reference/{role}.md", "Counters")]:
             rows = re.findall(r"^\| `([^`|]+)` \|", section(f"docs/reference/{role}.md", "Counters"), re.MULTILINE)
             reasons = {re.sub(" [A-Z]+$", " ", row) for row in rows}
             both = dropReasons("core/queue.py") | dropReasons("net/datagrams.py")

@@ -24,7 +24,7 @@ from tests.net.test_persistent import MemoryTuns
 from udptunnel.config import ControllerConfig
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.detour import PROTOCOL
-from udptunnel.net.rtnetlink import Route
+from udptunnel.net.rtnetlink import KernelRoute
 from udptunnel.net.watch import REST_SECONDS
 from udptunnel.services.controller import (
     BARE_BYTES,
@@ -432,7 +432,7 @@ class StartTests(ServiceTestCase):
 
     def test_left(self) -> None:
         """Routes that a killed controller has left are removed."""
-        self.routing.table.append(Route(f"{PROXY}/32", LAN, "192.168.1.1", protocol=PROTOCOL))
+        self.routing.table.append(KernelRoute(f"{PROXY}/32", LAN, "192.168.1.1", protocol=PROTOCOL))
         self.start()
         self.assertEqual(sorted(self.routing.table), self.before)
 
