@@ -182,9 +182,9 @@ class Run:
         from udptunnel.services.tun2socks import Tun2socksService
 
         local = await self._link()
-        service = Tun2socksService(self._config(made), self._reactor, udp=entryInto(local) if local else None)
-        if local is not None and self._options["socks-server"] is None:
-            service.tcp = NoTcp()  # type: ignore[assignment]
+        udp = entryInto(local) if local is not None else None
+        tcp = NoTcp() if local is not None and self._options["socks-server"] is None else None
+        service = Tun2socksService(self._config(made), self._reactor, udp=udp, tcp=tcp)
         service.startService()
         self._stack.push_async_callback(service.stopService)
 
