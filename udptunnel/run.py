@@ -19,7 +19,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -39,9 +38,9 @@ from udptunnel.wire.address import Address
 
 if TYPE_CHECKING:
     # Most of the package comes with it, and the command is to start at once.
-    from udptunnel.net.gateway import UdpReceiver, UdpWriter
     from udptunnel.net.stack import Connection
     from udptunnel.services.local import LocalService
+    from udptunnel.services.tun2socks import UdpMaker
 
 DEVICE = "tun0"
 
@@ -255,7 +254,7 @@ class Run:
         self._inside.end()
 
 
-def entryInto(local: LocalService) -> Callable[[UdpWriter], UdpReceiver]:
+def entryInto(local: LocalService) -> UdpMaker:
     """What carries datagrams into a session of ours."""
     from udptunnel.net.tunentry import TunEntry
 
