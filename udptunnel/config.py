@@ -432,11 +432,7 @@ class Tun2socksConfig:
     )
     route: tuple[str, ...] = option((), network, "CIDR", "Send what goes to this network into the TUN.")
     autoRoute: bool = flag("Send everything into the TUN that no other route is more specific for.")
-    fwmark: int = option(
-        0,
-        mark,
-        "N", "Mark our own packets, so that they take another route; 0: none is needed."
-    )
+    fwmark: int = option(0, mark, "N", "Mark our own packets, so that they take another route; 0: none is needed.")
     tunOffload: str = option("all", anyText, "NAMES", "What the TUN may do: all, none, or some of vnet,tso,uso.")
     offload: str = OFFLOAD
     rest: float = REST
