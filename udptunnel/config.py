@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from udptunnel.errors import AddressError, ConfigError
@@ -134,11 +134,29 @@ def socksServer(text: str) -> Address:
     return given
 
 
+def deviceName(text: str) -> str:
+    """The name of a network device, as the kernel allows it (C{dev_valid_name})."""
+    if not re.fullmatch(r"[^/:\s%]{1,15}", text) or text in (".", ".."):
+        raise ValueError("a name of 1 to 15 characters without slash, colon, percent sign and space")
+    return text
+
+
+def interfaceAddress(text: str) -> str:
+    """ADDRESS/LENGTH."""
+    try:
+        interface = ip_interface(text)
+    except ValueError:
+        interface = None
+    if interface is None or "/" not in text or "%" in text:
+        raise ValueError("ADDRESS/LENGTH, such as 10.0.85.1/24")
+    return text
+
+
 def mark(text: str) -> int:
     """A mark of the kernel's, which others show in hexadecimal."""
     if re.fullmatch("0x[0-9a-fA-F]{1,8}", text):
         return int(text, 16)
-    return integer(0, 0xFFFF_FFFF)(text)
+    return int(integer(0, 0xFFFF_FFFF)(text))
 
 
 def host4(text: str) -> str:
@@ -383,7 +401,7 @@ class ServerConfig:
 class Tun2socksConfig:
     """tun2socks: sends the TCP that comes out of a TUN to one SOCKS5 server, and the UDP to the same or another one."""
 
-    tundev: str | None = option(None, anyText, "NAME", "The TUN; it is made if it is not there.")
+    tundev: str | None = option(None, deviceName, "NAME", "The TUN; it is made if it is not there.")
     tunFd: int | None = option(None, integer(0, 1 << 20), "N", "The TUN, as a descriptor that we have inherited.")
     netifIpaddr: str = option(
         "10.0.85.1", host4, "A", "An IPv4 address beside the TUN's own, as that of the router behind it; nobody has it."
@@ -432,7 +450,15 @@ class Tun2socksConfig:
     )
     route: tuple[str, ...] = option((), network, "CIDR", "Send what goes to this network into the TUN.")
     autoRoute: bool = flag("Send everything into the TUN that no other route is more specific for.")
-    fwmark: int = option(0, mark, "N", "Mark our own packets, so that they take another route; 0: none is needed.")
+    bypass: tuple[str, ...] = option(
+        (), network, "CIDR", "Reach this network past the TUN: what carries our own connections on, for one."
+    )
+    fwmark: int = option(
+        0,
+        mark,
+        "N",
+        "Mark our own packets with this number, so that they take another route; 0: as it is needed for --auto-route.",
+    )
     tunOffload: str = option("all", anyText, "NAMES", "What the TUN may do: all, none, or some of vnet,tso,uso.")
     offload: str = OFFLOAD
     rest: float = REST
@@ -454,10 +480,37 @@ class Tun2socksConfig:
     insecureNoAuth: bool = NO_AUTH
 
 
+@dataclass(frozen=True)
+class ControllerConfig:
+    """proxy-controller: leads the machine's packets through a TUN when a client asks for it over a Unix socket."""
+
+    socket: str | None = option(None, anyText, "PATH", "Unix socket where commands are taken; must be given.")
+    socketGroup: str | None = option(
+        None, anyText, "NAME", "Group that may use the socket, besides the user that we run as."
+    )
+    tundev: str = option("tun0", deviceName, "NAME", "What the TUN is called.")
+    owner: str | None = option(None, anyText, "NAME", "User who may open the TUN; if not given, who we run as.")
+    address: tuple[str, ...] = option(
+        ("10.0.85.1/24",), interfaceAddress, "ADDRESS/LENGTH", "Address of the TUN, IPv4 or IPv6."
+    )
+    mtu: int = option(1500, integer(1280, 65_535), "BYTES", "MTU of the TUN.")
+    ipv6: str = option(
+        "block",
+        oneOf("block", "leave"),
+        "HOW",
+        "What becomes of IPv6 if the TUN has no IPv6 address: block, unreachable meanwhile; leave, goes past the TUN.",
+    )
+    maxClients: int = option(16, integer(1, 1024), "N", "Clients at once.")
+    status: str | None = STATUS
+    logFormat: str = LOG_FORMAT
+    redact: bool = REDACT
+
+
 ROLES: dict[str, type[Any]] = {
     "udp-local": LocalConfig,
     "udp-server": ServerConfig,
     "tun2socks": Tun2socksConfig,
+    "proxy-controller": ControllerConfig,
 }
 """The roles that can be configured, by the name of their TOML table and twistd command."""
 

@@ -48,6 +48,10 @@ class ListenError(TunnelError):
     """A port could not be opened. The text names it."""
 
 
+class RouteError(ListenError):
+    """The machine's routes can not be what was asked for. The text names the option, and the way out."""
+
+
 class LoginError(TunnelError):
     """A link came up, but the two ends did not agree to use it."""
 

@@ -15,3 +15,17 @@ udpServer = ServiceMaker(
     "Take UDP out of the TCP links of udp-local, send it to its targets and carry the replies back.",
     "udp-server",
 )
+
+tun2socks = ServiceMaker(
+    "udptunnel tun2socks",
+    "udptunnel.tap.tun2socks",
+    "Send the TCP that comes out of a TUN to one SOCKS5 server, and the UDP to the same one or another.",
+    "tun2socks",
+)
+
+proxyController = ServiceMaker(
+    "udptunnel proxy controller",
+    "udptunnel.tap.controller",
+    "Lead the machine's packets through a TUN when a client asks for it over a Unix socket.",
+    "proxy-controller",
+)

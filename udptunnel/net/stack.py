@@ -250,6 +250,14 @@ class KernelStack:
     def __len__(self) -> int:
         return len(self.table)
 
+    def start(self) -> None:
+        """
+        Be ready for packets.
+
+        @raise ListenError: that can not be done here.
+        """
+        raise NotImplementedError
+
     def prove(self) -> str:
         """See whether connections get through. What is wrong and what to do; empty if all is well."""
         return ""

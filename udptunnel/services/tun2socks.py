@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 from typing import Any, TypeAlias
 
 from twisted.application.service import MultiService
@@ -20,14 +20,17 @@ from twisted.logger import Logger
 
 from udptunnel.config import Tun2socksConfig
 from udptunnel.core.counters import Counters
-from udptunnel.errors import ConfigError, ListenError
+from udptunnel.core.fakenames import FakeNames
+from udptunnel.errors import AddressError, ConfigError, ListenError, RouteError
 from udptunnel.net.crossing import SocksTcp
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.dial import Proxy
-from udptunnel.net.gateway import Gateway, UdpReceiver, UdpWriter
+from udptunnel.net.dns import Before, FakeDns, Receiver, RedirectedDns
+from udptunnel.net.gateway import Gateway, UdpWriter
 from udptunnel.net.logs import lines
 from udptunnel.net.netns import NetnsStack
 from udptunnel.net.offload import parseNames, probe
+from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
 from udptunnel.net.stack import KernelStack, Place, TunStack
 from udptunnel.net.tun import NAMES, Interface, LinuxSystem, System, TunOffload, TunPort
@@ -43,7 +46,7 @@ TRIES = 4
 NO_IPV6 = "::"
 """C{--netif-ip6addr} for no IPv6."""
 
-UdpMaker: TypeAlias = Callable[[UdpWriter], UdpReceiver]
+UdpMaker: TypeAlias = Callable[[UdpWriter], Receiver]
 """Makes what carries datagrams on, given what puts the answers into the TUN."""
 
 _Interface: TypeAlias = IPv4Interface | IPv6Interface
@@ -65,10 +68,16 @@ class Tun2socksService(MultiService):
     stack: KernelStack
 
     def __init__(
-        self, config: Tun2socksConfig, reactor: Any, system: System | None = None, udp: UdpMaker | None = None
+        self,
+        config: Tun2socksConfig,
+        reactor: Any,
+        system: System | None = None,
+        udp: UdpMaker | None = None,
+        routes: Routes | None = None,
     ) -> None:
         """
         @param system: the operating system; Linux unless a test says otherwise.
+        @param routes: what leads packets into the TUN, for tests.
         @param udp: carries datagrams on instead of a SOCKS5 server: our own
             end of the tunnel in the same process, for one.
         @raise ConfigError: options contradict each other, or a file can not be read.
@@ -83,17 +92,45 @@ class Tun2socksService(MultiService):
         self._reactor = reactor
         self._system = system or LinuxSystem()
         self._tunOffload = TunOffload(parseTunNames(config.tunOffload))
+        self.routes = routes or Routes(captureOf(config))
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self.gateway = Gateway(self.counters, self.clock, self._lost, config.mtu, config.icmp)
         self._tcpProxy, self._udpProxy = proxiesOf(config)
+        self._socksUdp: SocksUdp | None = None
+        self._names = self._makeNames()
         self.tcp = self._makeTcp()
-        self.gateway.udp = udp(self.gateway) if udp is not None else self._makeUdp()
+        self.udp = self._chain(udp or self._makeUdp)
         self._ticking: LoopingCall | None = None
         self._trying: IDelayedCall | None = None
         if config.status is not None:
             self._addStatus(config.status)
 
     # -- parts
+
+    def _makeNames(self) -> list[Before]:
+        """What looks at names on their way; the first one is nearest to the TUN."""
+        config, parts = self.config, list[Before]()
+        writer: UdpWriter = self.gateway
+        if config.fakeDns:
+            parts.append(FakeDns(_fakeNames(config), writer, self.counters, self.clock, config.dns is not None))
+            writer = parts[-1]
+        if config.dns is not None:
+            parts.append(RedirectedDns(config.dns, writer, self.counters, self.clock))
+        return parts
+
+    def _chain(self, make: UdpMaker) -> Receiver:
+        """What carries datagrams on, behind what looks at names."""
+        receiver = make(self._names[-1] if self._names else self.gateway)
+        for before in reversed(self._names):
+            before.receiver, receiver = receiver, before
+        self.gateway.udp = receiver
+        return receiver
+
+    def _targetOf(self, address: Address) -> Address:
+        """Where a connection goes to, names considered."""
+        for each in self._names:
+            address = each.targetOf(address)
+        return address
 
     def _makeTcp(self) -> SocksTcp:
         config = self.config
@@ -105,14 +142,15 @@ class Tun2socksService(MultiService):
             appendSource=config.appendSourceToUsername,
             idleSeconds=config.tcpIdle,
             most=config.maxConnections,
+            names=self._targetOf,
         )
 
-    def _makeUdp(self) -> UdpReceiver:
+    def _makeUdp(self, writer: UdpWriter) -> SocksUdp:
         config = self.config
-        return SocksUdp(
+        self._socksUdp = SocksUdp(
             self._reactor,
             self._udpProxy,
-            self.gateway,
+            writer,
             self.traffic,
             self.counters,
             self.clock,
@@ -120,6 +158,7 @@ class Tun2socksService(MultiService):
             idleSeconds=config.udpIdle,
             udpAddress=config.udpAddress,
         )
+        return self._socksUdp
 
     def _addStatus(self, endpoint: str) -> None:
         allowed = self.config.insecureNoAuth
@@ -157,9 +196,12 @@ class Tun2socksService(MultiService):
             self.port.open()
         try:
             self._findStack(places)
-        except ListenError:
-            self.port.close()
-            raise
+            self.routes.start(self.port.name)
+            self.routes.refuseLoops("--socks-server-addr", [self._tcpProxy.address.host])
+            self.routes.refuseLoops("--udp-socks-server-addr", [self._udpProxy.address.host])
+        except (ListenError, RouteError) as error:
+            self._close()
+            raise ListenError(str(error)) from error
 
     def _findPlaces(self) -> tuple[list[Place], list[str]]:
         """Our address and the router's, of each family; and which of ours the device does not have yet."""
@@ -195,7 +237,7 @@ class Tun2socksService(MultiService):
         if wanted in ("auto", "tun") and (wanted == "tun" or self.config.tunFd is None):
             yield TunStack(self._reactor, self.port, places, self.tcp, self.counters, most)
         if wanted in ("auto", "netns"):
-            yield NetnsStack(self._reactor, self.port, self.tcp, self.counters, most)
+            yield NetnsStack(self._reactor, self.port, self._tunOffload, self.tcp, self.counters, self.config.mtu, most)
 
     # -- time
 
@@ -234,6 +276,7 @@ class Tun2socksService(MultiService):
 
     def _close(self) -> None:
         """Close what hangs on the TUN: its connections get no packet any more."""
+        self.routes.stop()
         self.stack.stop()
         self.tcp.stop()
         self.port.close()
@@ -245,7 +288,7 @@ class Tun2socksService(MultiService):
         if self._trying is not None:
             self._trying.cancel()
         self._close()
-        self.gateway.udp.stop()
+        self.udp.stop()
         await super().stopService()
 
     def reload(self, config: Tun2socksConfig) -> None:
@@ -256,8 +299,8 @@ class Tun2socksService(MultiService):
         """
         self._tcpProxy, self._udpProxy = proxiesOf(config)
         self.tcp.proxy = self._tcpProxy
-        if isinstance(self.gateway.udp, SocksUdp):
-            self.gateway.udp.proxy = self._udpProxy
+        if self._socksUdp is not None:
+            self._socksUdp.proxy = self._udpProxy
 
     def illness(self) -> str:
         """Why nothing gets through; empty if everything is well."""
@@ -274,6 +317,8 @@ class Tun2socksService(MultiService):
             "stack": self.stack.name,
             "connections": len(self.stack),
             "tcp": self.tcp.report(),
+            "udp": self.udp.report(),
+            "routes": self.routes.report(),
             "log": lines.report(),
             **self.counters.report(),
         }
@@ -314,12 +359,13 @@ def proxiesOf(config: Tun2socksConfig) -> tuple[Proxy, Proxy]:
     assert config.socksServerAddr is not None
     password = _passwordIn("--password-file", config.passwordFile) or config.password or ""
     address = _resolved("--socks-server-addr", config.socksServerAddr)
-    tcp = Proxy(address, config.username or "", password, config.fwmark)
+    mark = captureOf(config).socketMark
+    tcp = Proxy(address, config.username or "", password, mark)
     if config.udpSocksServerAddr is None:
         return tcp, tcp
     password = _passwordIn("--udp-password-file", config.udpPasswordFile)
     address = _resolved("--udp-socks-server-addr", config.udpSocksServerAddr)
-    return tcp, Proxy(address, config.udpUsername or "", password, config.fwmark)
+    return tcp, Proxy(address, config.udpUsername or "", password, mark)
 
 
 def _passwordIn(option: str, name: str | None) -> str:
@@ -340,6 +386,20 @@ def _resolved(option: str, address: Address) -> Address:
     except OSError as error:
         raise ConfigError(f"{option} {address}: {error.strerror}") from error
     return Address(str(found[0][4][0]), address.port)
+
+
+def captureOf(config: Tun2socksConfig) -> Capture:
+    """What is to go into the TUN."""
+    servers = [each for each in (config.socksServerAddr, config.udpSocksServerAddr) if each is not None]
+    past = [_resolved("--socks-server-addr", each).host for each in servers]
+    return Capture(config.route, config.autoRoute, config.fwmark, config.dns is not None, (*past, *config.bypass))
+
+
+def _fakeNames(config: Tun2socksConfig) -> FakeNames:
+    try:
+        return FakeNames(map(ip_network, config.fakeDns))
+    except AddressError as error:
+        raise ConfigError(f"--fake-dns: {error}") from error
 
 
 def _routers(config: Tun2socksConfig) -> Iterator[_Interface]:
