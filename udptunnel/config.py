@@ -367,6 +367,9 @@ class ServerConfig:
     maxHalfOpen: int = option(
         256, integer(1, 1 << 20), "N", "Connections at once that are not logged in; one more makes one of them go."
     )
+    maxHalfOpenSource: int = option(
+        128, integer(1, 1 << 20), "N", "Connections at once of one host beyond loopback that are not logged in."
+    )
     maxUserSessions: int = option(64, integer(1, 1 << 20), "N", "Sessions of one user at once, parked ones included.")
     maxUserAssociations: int = option(65_536, integer(1, 1 << 24), "N", "Associations of one user at once.")
     maxUserLinks: int = option(256, integer(1, 1 << 20), "N", "Links of one user at once, over all sessions.")
