@@ -14,10 +14,11 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from udptunnel.net.dial import KEEPALIVE_IDLE, NEGOTIATION_SECONDS, Dial, Proxy
+from tests.net.socks_server import SocksServer
+from udptunnel.net.dial import KEEPALIVE_IDLE, NEGOTIATION_SECONDS, Dial, Fault, Proxy
 from udptunnel.net.testing import PortReactor
 from udptunnel.wire.address import Address
-from udptunnel.wire.socks5 import Command, Reply, ReplyCode, Request, ServerNegotiation, packReply
+from udptunnel.wire.socks5 import Command, Reply, ReplyCode, Request, packReply
 
 TARGET = Address("target.example", 443)
 BOUND = Address("192.0.2.7", 4000)
@@ -42,38 +43,6 @@ class RecordingCaller:
 
     def failed(self, why: str, code: int) -> None:
         self.failures.append((why, code))
-
-
-class SocksServer:
-    """A SOCKS5 server on loopback that does nothing by itself."""
-
-    def __init__(self, host: str = "127.0.0.1", authenticate: Any = None) -> None:
-        self.listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        self.listener.settimeout(10)
-        self.address = Address(host, self.listener.getsockname()[1])
-        self.negotiation = ServerNegotiation(authenticate)
-        self.accepted: socket.socket | None = None
-
-    def accept(self) -> socket.socket:
-        """The next connection."""
-        self.accepted, _ = self.listener.accept()
-        self.accepted.setblocking(False)
-        return self.accepted
-
-    def negotiate(self) -> bool:
-        """Answer what has arrived; say whether the request has."""
-        accepted = self.accepted or self.accept()
-        try:
-            accepted.sendall(self.negotiation.receive(accepted.recv(4096)))
-        except BlockingIOError:
-            pass
-        return self.negotiation.request is not None or bool(self.negotiation.failed)
-
-    def close(self) -> None:
-        """No more of it."""
-        self.listener.close()
-        if self.accepted is not None:
-            self.accepted.close()
 
 
 class DialTestCase(SynchronousTestCase):
@@ -219,7 +188,7 @@ class FailedTests(DialTestCase):
 
     def failure(self, server: SocksServer, **given: Any) -> tuple[str, int]:
         """What becomes of a dial."""
-        self.dial(server, **given)
+        self.dialled = self.dial(server, **given)
         self.reactor.advance(0)
         self.turn(lambda: self.caller.over)
         self.assertEqual(len(self.caller.failures), 1)
@@ -235,7 +204,7 @@ class FailedTests(DialTestCase):
                 far.sendall(packReply(code))
                 self.turn(lambda: self.caller.over)
                 ((why, seen),) = self.caller.failures
-                self.assertEqual((seen, dial.asked), (code, True))
+                self.assertEqual((seen, dial.asked, dial.fault), (code, True, Fault.TARGET))
                 self.assertIn(str(server.address), why)
 
     def test_noServer(self) -> None:
@@ -246,7 +215,7 @@ class FailedTests(DialTestCase):
         self.turn(lambda: self.caller.over)
         why = f"the SOCKS5 server {server.address} can not be reached: Connection refused"
         self.assertEqual(self.caller.failures, [(why, ReplyCode.HOST_UNREACHABLE)])
-        self.assertFalse(dial.asked)
+        self.assertEqual((dial.asked, dial.fault), (False, Fault.SERVER))
 
     def test_noRoute(self) -> None:
         """A connection that fails at once is told later, not from within C{start}."""
@@ -265,7 +234,7 @@ class FailedTests(DialTestCase):
         dial, _ = self.ask(server, user="somebody", password="wrong")
         self.turn(lambda: self.caller.over)
         ((why, code),) = self.caller.failures
-        self.assertEqual((code, dial.asked), (ReplyCode.NOT_ALLOWED, False))
+        self.assertEqual((code, dial.asked, dial.fault), (ReplyCode.NOT_ALLOWED, False, Fault.LOGIN))
         self.assertIn("does not accept the user and password", why)
 
     def test_noMethod(self) -> None:
@@ -282,6 +251,15 @@ class FailedTests(DialTestCase):
         why, code = self.failure(self.server(), user="u" * 256)
         self.assertEqual(code, ReplyCode.GENERAL_FAILURE)
         self.assertIn("255 bytes", why)
+        self.assertEqual(self.dialled.fault, Fault.LOGIN)
+
+    def test_badName(self) -> None:
+        """Nor is a name that SOCKS5 can not carry; that is not the server's fault."""
+        server = self.server()
+        dial = Dial(self.reactor, Proxy(server.address), Command.CONNECT, Address("n" * 256, 1), self.caller)
+        dial.start()
+        self.reactor.advance(0)
+        self.assertEqual((len(self.caller.failures), dial.fault), (1, Fault.TARGET))
 
     def test_notSocks(self) -> None:
         """A server that speaks something else is told."""
@@ -292,12 +270,23 @@ class FailedTests(DialTestCase):
         self.assertIn("not like SOCKS5", self.caller.failures[0][0])
 
     def test_closed(self) -> None:
-        """A server may close instead of answering."""
+        """A server may close instead of answering; some do when there is no target."""
         server = self.server()
-        self.ask(server)[1].close()
+        dial, far = self.ask(server)
+        far.close()
         self.turn(lambda: self.caller.over)
+        self.assertEqual(dial.fault, Fault.TARGET)
         why = f"the SOCKS5 server {server.address} closed the connection"
         self.assertEqual(self.caller.failures, [(why, ReplyCode.GENERAL_FAILURE)])
+
+    def test_closedAtOnce(self) -> None:
+        """One that closes before it was asked has other troubles."""
+        server = self.server()
+        dial = self.dial(server)
+        self.reactor.turn(0.01)
+        server.accept().close()
+        self.turn(lambda: self.caller.over)
+        self.assertEqual(dial.fault, Fault.SERVER)
 
     def test_reset(self) -> None:
         """It may reset the connection."""
@@ -325,7 +314,7 @@ class FailedTests(DialTestCase):
         dial, _ = self.ask(self.server())
         self.reactor.advance(NEGOTIATION_SECONDS)
         self.assertEqual([code for _, code in self.caller.failures], [ReplyCode.TTL_EXPIRED])
-        self.assertTrue(dial.asked)
+        self.assertEqual((dial.asked, dial.fault), (True, Fault.SILENT))
 
     def test_noDescriptor(self) -> None:
         """That no descriptor is left is a failure like others."""
@@ -334,6 +323,7 @@ class FailedTests(DialTestCase):
             why, code = self.failure(server)
         self.assertEqual(code, ReplyCode.GENERAL_FAILURE)
         self.assertIn("Too many open files", why)
+        self.assertEqual(self.dialled.fault, Fault.OURS)
 
     def test_cancel(self) -> None:
         """A cancelled dial tells nobody, in whatever state it was, and may be cancelled again."""

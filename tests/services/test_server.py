@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import socket
+import weakref
 from typing import Any
 
 from twisted.internet import reactor
@@ -564,6 +566,19 @@ class HalfOpenTests(MemoryTestCase):
             self.assertEqual(len(self.gone(waiting)), number)
         report = self.service.report()
         self.assertEqual((report["halfOpen"], report["logins"]), (4, {"dropped early": 29}))
+
+    def test_nothingIsLeft(self) -> None:
+        """A connection that is gone waits for no collector, whether it was up, was refused, or said nothing."""
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for made in (self.connect, self.greeted, lambda: self.hello(ticket=b"x" * 32)):
+            transport = made()
+            left = [weakref.ref(each) for each in (transport, transport.protocol)]
+            transport.die()
+            self.transports.remove(transport)
+            del transport
+            self.assertEqual([each() for each in left], [None, None])
 
     def test_mostOfOneSource(self) -> None:
         """It is one of the source that has most of them."""

@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReadWriteDescriptor
@@ -58,6 +59,16 @@ class Proxy:
     password: str = ""
     mark: int = 0
     """SO_MARK of our sockets, by which routing rules know them; 0 for none. Needs CAP_NET_ADMIN."""
+
+
+class Fault(Enum):
+    """Whose fault it is that a dial failed."""
+
+    TARGET = "the server has refused what it was asked, or has ended the connection instead"
+    SILENT = "the server was asked, and is probably still waiting for the target"
+    LOGIN = "the server does not let us in, or is none"
+    SERVER = "the server can not be reached, or breaks the connection before it is asked"
+    OURS = "this machine has no room or no permission for another connection"
 
 
 class Caller(Protocol):
@@ -107,8 +118,8 @@ class Dial:
 
     The caller is never told from within L{start} or L{cancel}.
 
-    @ivar asked: whether the server is one, and has let us in. A dial that
-        failed without that did not fail because of its target.
+    @ivar asked: whether the server is one, has let us in, and got the request.
+    @ivar fault: whose fault it was, once it has failed.
     """
 
     __slots__ = (
@@ -122,6 +133,7 @@ class Dial:
         "_socket",
         "_target",
         "_unsent",
+        "fault",
     )
 
     def __init__(self, reactor: Any, proxy: Proxy, command: Command, target: Address, caller: Caller) -> None:
@@ -139,6 +151,7 @@ class Dial:
         self._deadline: IDelayedCall | None = None
         self._connected = False
         self._unsent = b""
+        self.fault = Fault.TARGET
 
     @property
     def asked(self) -> bool:
@@ -150,8 +163,10 @@ class Dial:
         try:
             self._negotiation = self._prepare()
             self._connect()
-        except (AddressError, SocksError) as error:
-            self._failSoon(str(error), ReplyCode.GENERAL_FAILURE)
+        except AddressError as error:
+            self._failSoon(str(error), ReplyCode.GENERAL_FAILURE, Fault.TARGET)
+        except SocksError as error:
+            self._failSoon(str(error), ReplyCode.GENERAL_FAILURE, Fault.LOGIN)
         except OSError as error:
             self._failSoon(*self._classify(error))
         else:
@@ -239,13 +254,15 @@ class Dial:
         if data:
             self._received(self._negotiation, data)
         else:
-            self._fail(f"the SOCKS5 server {self._proxy.address} closed the connection", ReplyCode.GENERAL_FAILURE)
+            why = f"the SOCKS5 server {self._proxy.address} closed the connection"
+            self._fail(why, ReplyCode.GENERAL_FAILURE, self._theirFault)
 
     def _received(self, negotiation: ClientNegotiation, data: bytes) -> None:
         answer = negotiation.receive(data)
         if negotiation.failed:
             refusal = ReplyCode.NOT_ALLOWED if negotiation.reply is None else negotiation.reply.code
-            self._fail(f"{negotiation.failed} ({self._proxy.address})", refusal)
+            fault = Fault.TARGET if self.asked else Fault.LOGIN
+            self._fail(f"{negotiation.failed} ({self._proxy.address})", refusal, fault)
         elif negotiation.reply is not None:
             self._succeed(negotiation.reply, negotiation.rest)
         elif answer:
@@ -262,25 +279,34 @@ class Dial:
 
     def _expired(self) -> None:
         """A server that has let us in and then says nothing waits for the target."""
-        code = ReplyCode.TTL_EXPIRED if self.asked else ReplyCode.HOST_UNREACHABLE
-        self._fail(f"the SOCKS5 server {self._proxy.address} does not answer within {NEGOTIATION_SECONDS:g} s", code)
-
-    def _classify(self, error: OSError) -> tuple[str, int]:
-        """What an error of the kernel means for the caller."""
-        if error.errno in _OUR_OWN:
-            what, code = f"no connection to the SOCKS5 server {self._proxy.address}", ReplyCode.GENERAL_FAILURE
-        elif self._connected:
-            what, code = f"the SOCKS5 server {self._proxy.address} broke the connection", ReplyCode.GENERAL_FAILURE
+        why = f"the SOCKS5 server {self._proxy.address} does not answer within {NEGOTIATION_SECONDS:g} s"
+        if self.asked:
+            self._fail(why, ReplyCode.TTL_EXPIRED, Fault.SILENT)
         else:
-            what, code = f"the SOCKS5 server {self._proxy.address} can not be reached", ReplyCode.HOST_UNREACHABLE
-        return f"{what}: {error.strerror}", code
+            self._fail(why, ReplyCode.HOST_UNREACHABLE, Fault.SERVER)
 
-    def _failSoon(self, why: str, code: int) -> None:
-        self.cancel()
-        self._deadline = self._reactor.callLater(0, self._fail, why, code)
+    def _classify(self, error: OSError) -> tuple[str, int, Fault]:
+        """What an error of the kernel means for the caller."""
+        server = f"the SOCKS5 server {self._proxy.address}"
+        if error.errno in _OUR_OWN:
+            return f"no connection to {server}: {error.strerror}", ReplyCode.GENERAL_FAILURE, Fault.OURS
+        if self._connected:
+            why = f"{server} broke the connection: {error.strerror}"
+            return why, ReplyCode.GENERAL_FAILURE, self._theirFault
+        return f"{server} can not be reached: {error.strerror}", ReplyCode.HOST_UNREACHABLE, Fault.SERVER
 
-    def _fail(self, why: str, code: int) -> None:
+    @property
+    def _theirFault(self) -> Fault:
+        """Some servers break the connection where they should say that there is no target."""
+        return Fault.TARGET if self.asked else Fault.SERVER
+
+    def _failSoon(self, why: str, code: int, fault: Fault) -> None:
         self.cancel()
+        self._deadline = self._reactor.callLater(0, self._fail, why, code, fault)
+
+    def _fail(self, why: str, code: int, fault: Fault) -> None:
+        self.cancel()
+        self.fault = fault
         self._caller.failed(why, code)
 
     def _detach(self) -> socket.socket | None:

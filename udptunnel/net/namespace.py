@@ -30,6 +30,9 @@ How packets to any address come to a listener: as they are, or translated, with
 SO_ORIGINAL_DST to tell what they were. Some kernels lack the first one.
 """
 
+FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+"""Exit statuses, as env and timeout have them: we have failed; the command can not be run; there is no such command."""
+
 _MOST_DESCRIPTORS = 3
 _ANSWER_BYTES = 4096
 _GO = b"\1"
