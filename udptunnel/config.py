@@ -135,9 +135,9 @@ def socksServer(text: str) -> Address:
 
 
 def deviceName(text: str) -> str:
-    """The name of a network device, as the kernel allows it (C{dev_valid_name})."""
-    if not re.fullmatch(r"[^/:\s%]{1,15}", text) or text in (".", ".."):
-        raise ValueError("a name of 1 to 15 characters without slash, colon, percent sign and space")
+    """The name of a network device; the kernel allows more signs (C{dev_valid_name}), but no tool likes them."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", ".."):
+        raise ValueError("a name of 1 to 15 letters, digits, dots, hyphens and underscores")
     return text
 
 
@@ -608,56 +608,3 @@ def _lineOf(text: str, role: str, key: str) -> int:
         elif inside and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
             return place
     return 1
-<<<<<<< HEAD
-=======
-
-
-# -- proxy-controller
-
-
-def deviceName(text: str) -> str:
-    """The name of a network device; the kernel allows more signs (C{dev_valid_name}), but no tool likes them."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", ".."):
-        raise ValueError("a name of 1 to 15 letters, digits, dots, hyphens and underscores")
-    return text
-
-
-def interfaceAddress(text: str) -> str:
-    """ADDRESS/LENGTH."""
-    try:
-        interface = ip_interface(text)
-    except ValueError:
-        interface = None
-    if interface is None or "/" not in text or "%" in text:
-        raise ValueError("ADDRESS/LENGTH, such as 10.0.85.1/24")
-    return text
-
-
-@dataclass(frozen=True)
-class ControllerConfig:
-    """proxy-controller: leads the machine's packets through a TUN when a client asks for it over a Unix socket."""
-
-    socket: str | None = option(None, anyText, "PATH", "Unix socket where commands are taken; must be given.")
-    socketGroup: str | None = option(
-        None, anyText, "NAME", "Group that may use the socket, besides the user that we run as."
-    )
-    tundev: str = option("tun0", deviceName, "NAME", "What the TUN is called.")
-    owner: str | None = option(None, anyText, "NAME", "User who may open the TUN; if not given, who we run as.")
-    address: tuple[str, ...] = option(
-        ("10.0.85.1/24",), interfaceAddress, "ADDRESS/LENGTH", "Address of the TUN, IPv4 or IPv6."
-    )
-    mtu: int = option(1500, integer(1280, 65_535), "BYTES", "MTU of the TUN.")
-    ipv6: str = option(
-        "block",
-        oneOf("block", "leave"),
-        "HOW",
-        "What becomes of IPv6 if the TUN has no IPv6 address: block, unreachable meanwhile; leave, goes past the TUN.",
-    )
-    maxClients: int = option(16, integer(1, 1024), "N", "Clients at once.")
-    status: str | None = STATUS
-    logFormat: str = LOG_FORMAT
-    redact: bool = REDACT
-
-
-ROLES["proxy-controller"] = ControllerConfig
->>>>>>> w-routes

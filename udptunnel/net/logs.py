@@ -35,11 +35,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-<<<<<<< HEAD
 from udptunnel.config import RoleConfig
-=======
-from udptunnel.config import ControllerConfig, LocalConfig, ServerConfig
->>>>>>> w-routes
 from udptunnel.net.redaction import LeftOut, Redaction, withoutSecrets
 from udptunnel.wire.address import Address
 
@@ -80,13 +76,7 @@ lines = Lines()
 """Those of this process; there is one log."""
 
 
-<<<<<<< HEAD
 def useLogLines(config: RoleConfig, reactor: Any, beginner: Any = globalLogBeginner) -> None:
-=======
-def useLogLines(
-    config: LocalConfig | ServerConfig | ControllerConfig, reactor: Any, beginner: Any = globalLogBeginner
-) -> None:
->>>>>>> w-routes
     """
     Have everything that is logged from the beginning on written as our lines.
 
@@ -219,7 +209,6 @@ _LEVELS = {
 }
 """The levels of C{--loglevel}, which are badvpn's. What ends the process is told even with none."""
 
-<<<<<<< HEAD
 
 class Style:
     """
@@ -229,9 +218,6 @@ class Style:
     """
 
     def __init__(self, config: RoleConfig) -> None:
-=======
-    def __init__(self, config: LocalConfig | ServerConfig | ControllerConfig) -> None:
->>>>>>> w-routes
         self._redaction = Redaction(config) if config.redact else None
         self.least = _LEVELS[getattr(config, "loglevel", "debug")]
         self.line: Callable[[LogEvent], str] = jsonLine if config.logFormat == "json" else textLine
