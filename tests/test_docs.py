@@ -425,13 +425,13 @@ def dropReasons(files: str) -> set[str]:
     for file in PACKAGE.glob(files):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             reasons |= _reasonsIn(node, file)
-    return {re.sub(" [A-Z]+$", " ", reason) for reason in reasons}
+    return {re.sub(" [A-Z]+$", " ", reason) for reason in reasons if reason}
 
 
 def _reasonsIn(node: ast.AST, file: Path) -> set[str]:
     if isinstance(node, ast.Call) and _nameOf(node.func) in {"drop", "_drop", "_dropFrom", "Route", "Verdict"}:
         texts = {_textOf(each, file) for each in node.args}
-        return {text for text in texts if " " in text or text.islower() or text.isupper()}
+        return {text for text in texts if not text.isdigit()}
     if isinstance(node, ast.Assign) and _nameOf(node.targets[0]) == "missing":
         return {_textOf(node.value, file)}
     if isinstance(node, ast.FunctionDef) and node.name == "_refusal":

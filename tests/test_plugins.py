@@ -58,6 +58,7 @@ class PluginTests(ProcessTestCase):
         expected = {
             "udp-local": "udptunnel.tap.local",
             "udp-server": "udptunnel.tap.server",
+            "tun2socks": "udptunnel.tap.tun2socks",
             "proxy-controller": "udptunnel.tap.controller",
         }
         self.assertEqual(roles, expected)
@@ -87,6 +88,7 @@ class TwistdTests(ProcessTestCase):
         self.assertEqual(done.returncode, 0)
         self.assertIn("udp-local", done.stdout)
         self.assertIn("udp-server", done.stdout)
+        self.assertIn("tun2socks", done.stdout)
         self.assertIn("proxy-controller", done.stdout)
 
     def test_help(self) -> None:
@@ -94,6 +96,7 @@ class TwistdTests(ProcessTestCase):
         for role, example in (
             ("udp-local", "--forward 127.0.0.1:5353=9.9.9.9:53"),
             ("udp-server", "--allow 10.1.0.0/16"),
+            ("tun2socks", "--udp-socks-server-addr 127.0.0.1:1234"),
             ("proxy-controller", "--socket /run/udptunnel.sock"),
         ):
             done = self.twistd(role, "--help")
@@ -106,6 +109,8 @@ class TwistdTests(ProcessTestCase):
             (("udp-local", "--links", "0"), "--links 0: expected a whole number from 1 to 64"),
             (("udp-local", "--server", "nonsense"), "--server nonsense"),
             (("udp-server", "--deny", "moon"), "moon"),
+            (("tun2socks", "--tundev", "tun0"), "--socks-server-addr HOST:PORT is missing"),
+            (("tun2socks", "--fwmark", "red"), "--fwmark red: expected a whole number"),
             (("proxy-controller",), "--socket: expected the PATH"),
         ):
             done = self.twistd(*words)

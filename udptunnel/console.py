@@ -141,8 +141,14 @@ def _tryParts(role: str, config: Any) -> None:
     from udptunnel.services.controller import ControllerService
     from udptunnel.services.local import LocalService
     from udptunnel.services.server import ServerService
+    from udptunnel.services.tun2socks import Tun2socksService
 
-    makers = {"udp-local": LocalService, "udp-server": ServerService, "proxy-controller": ControllerService}
+    makers: dict[str, Callable[[Any, Any], object]] = {
+        "udp-local": LocalService,
+        "udp-server": ServerService,
+        "tun2socks": Tun2socksService,
+        "proxy-controller": ControllerService,
+    }
     makers[role](config, reactor)
 
 

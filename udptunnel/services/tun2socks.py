@@ -34,7 +34,9 @@ from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
 from udptunnel.net.stack import KernelStack, Place, TcpReceiver, TunStack
 from udptunnel.net.tun import NAMES, Interface, LinuxSystem, System, TunOffload, TunPort
+from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.links import every
+from udptunnel.services.local import LocalService
 from udptunnel.services.status import StatusService
 from udptunnel.wire.address import Address
 
@@ -340,6 +342,11 @@ class Tun2socksService(MultiService):
             "log": lines.report(),
             **self.counters.report(),
         }
+
+
+def throughSession(local: LocalService) -> UdpMaker:
+    """Carries datagrams into the session of an udp-local in the same process, whole bursts at a time."""
+    return lambda writer: TunEntry(local.session, writer, local.clock)
 
 
 # -- the configuration
