@@ -13,13 +13,26 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_interface
-from typing import Any, NamedTuple, TypeVar
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_interface, ip_network
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from udptunnel.errors import AddressError, ConfigError
 from udptunnel.wire.address import Address
 
 Config = TypeVar("Config")
+
+
+class RoleConfig(Protocol):
+    """What the configurations of all roles have in common."""
+
+    @property
+    def logFormat(self) -> str:
+        """How log lines are written: text or json."""
+
+    @property
+    def redact(self) -> bool:
+        """Whether they leave addresses and names out."""
+
 
 Reader = Callable[[str], Any]
 """Turns a text into a value, or raises C{ValueError} with a text that says what is expected."""
@@ -111,6 +124,89 @@ def forward(text: str) -> Forward:
 def _listenOf(text: str) -> Address | Inherited:
     which = text.removeprefix("systemd:")
     return Inherited(which) if which and which != text else Address.parse(text)
+
+
+def socksServer(text: str) -> Address:
+    """HOST:PORT, where somebody listens."""
+    given = address(text)
+    if not given.port:
+        raise ValueError("HOST:PORT with a port from 1 to 65535")
+    return given
+
+
+def deviceName(text: str) -> str:
+    """The name of a network device; the kernel allows more signs (C{dev_valid_name}), but no tool likes them."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", ".."):
+        raise ValueError("a name of 1 to 15 letters, digits, dots, hyphens and underscores")
+    return text
+
+
+def interfaceAddress(text: str) -> str:
+    """ADDRESS/LENGTH."""
+    try:
+        interface = ip_interface(text)
+    except ValueError:
+        interface = None
+    if interface is None or "/" not in text or "%" in text:
+        raise ValueError("ADDRESS/LENGTH, such as 10.0.85.1/24")
+    return text
+
+
+def mark(text: str) -> int:
+    """A mark of the kernel's, which others show in hexadecimal."""
+    if re.fullmatch("0x[0-9a-fA-F]{1,8}", text):
+        return int(text, 16)
+    return int(integer(0, 0xFFFF_FFFF)(text))
+
+
+def host4(text: str) -> str:
+    """An IPv4 address."""
+    try:
+        return str(IPv4Address(text))
+    except ValueError as error:
+        raise ValueError("an IPv4 address") from error
+
+
+def host6(text: str) -> str:
+    """An IPv6 address."""
+    try:
+        return str(IPv6Address(text))
+    except ValueError as error:
+        raise ValueError("an IPv6 address") from error
+
+
+def netmask(text: str) -> str:
+    """A netmask in which two hosts have room."""
+    try:
+        length = IPv4Network(f"0.0.0.0/{text}").prefixlen
+    except ValueError:
+        length = 0
+    if not 1 <= length <= 30:
+        raise ValueError("a netmask from 128.0.0.0 to 255.255.255.252")
+    return text
+
+
+def network(text: str) -> str:
+    """A network, or a host as one."""
+    try:
+        return str(ip_network(text))
+    except ValueError as error:
+        raise ValueError("an address, or ADDRESS/LENGTH with zeros behind the length") from error
+
+
+def nameServer(text: str) -> Address:
+    """HOST, or HOST:PORT."""
+    try:
+        return Address(str(ip_address(text)), DNS_PORT)
+    except ValueError:
+        given = address(text)
+    if given.isName or not given.port:
+        raise ValueError("the address of a name server, or ADDRESS:PORT")
+    return given
+
+
+DNS_PORT = 53
+"""RFC 1035 section 4.2."""
 
 
 # -- fields
@@ -271,6 +367,9 @@ class ServerConfig:
     maxHalfOpen: int = option(
         256, integer(1, 1 << 20), "N", "Connections at once that are not logged in; one more makes one of them go."
     )
+    maxHalfOpenSource: int = option(
+        128, integer(1, 1 << 20), "N", "Connections at once of one host beyond loopback that are not logged in."
+    )
     maxUserSessions: int = option(64, integer(1, 1 << 20), "N", "Sessions of one user at once, parked ones included.")
     maxUserAssociations: int = option(65_536, integer(1, 1 << 24), "N", "Associations of one user at once.")
     maxUserLinks: int = option(256, integer(1, 1 << 20), "N", "Links of one user at once, over all sessions.")
@@ -301,7 +400,121 @@ class ServerConfig:
     redact: bool = REDACT
 
 
-ROLES: dict[str, type[Any]] = {"udp-local": LocalConfig, "udp-server": ServerConfig}
+@dataclass(frozen=True)
+class Tun2socksConfig:
+    """tun2socks: sends the TCP that comes out of a TUN to one SOCKS5 server, and the UDP to the same or another one."""
+
+    tundev: str | None = option(None, deviceName, "NAME", "The TUN; it is made if it is not there.")
+    tunFd: int | None = option(None, integer(0, 1 << 20), "N", "The TUN, as a descriptor that we have inherited.")
+    netifIpaddr: str = option(
+        "10.0.85.1", host4, "A", "An IPv4 address beside the TUN's own, as that of the router behind it; nobody has it."
+    )
+    netifNetmask: str = option("255.255.255.0", netmask, "M", "The netmask of both.")
+    netifIp6addr: str = option(
+        "fd75:6470:7475::1", host6, "A", "The same for IPv6, in a network of 64 bits; :: for no IPv6."
+    )
+    mtu: int = option(1500, integer(1280, 65_535), "BYTES", "The longest packet in the TUN.")
+    stack: str = option(
+        "auto",
+        oneOf("auto", "tun", "netns"),
+        "HOW",
+        "Who speaks TCP: tun, the kernel by way of the same TUN; netns, the kernel in a network namespace of its own, "
+        "which no firewall of this machine concerns; auto, the first of them that works.",
+    )
+    socksServerAddr: Address | None = option(
+        None, socksServer, "HOST:PORT", "The SOCKS5 server that TCP goes to, and UDP unless it has its own."
+    )
+    udpSocksServerAddr: Address | None = option(None, socksServer, "HOST:PORT", "The SOCKS5 server that UDP goes to.")
+    username: str | None = option(None, anyText, "NAME", "Who we are to the SOCKS5 server.")
+    password: str | None = option(None, anyText, "PASSWORD", "How we prove it; all users of this machine can see that.")
+    passwordFile: str | None = option(None, anyText, "FILE", "A file that holds the password, and nothing else.")
+    udpUsername: str | None = option(None, anyText, "NAME", "Who we are to a SOCKS5 server for UDP alone.")
+    udpPasswordFile: str | None = option(None, anyText, "FILE", "A file that holds the password for it.")
+    appendSourceToUsername: bool = flag("Add @ and the address of the client to the name, for each TCP connection.")
+    udpAddress: Address | None = option(
+        None, address, "HOST:PORT", "Where the SOCKS5 server takes datagrams, whatever it says; port 0: as it says."
+    )
+    socks5Udp: bool = flag("Accepted for badvpn's sake: UDP goes to the SOCKS5 server in any case.")
+    earlyAccept: bool = flag("Accept TCP connections before it is known whether their targets can be reached.")
+    icmp: str = option(
+        "reply",
+        oneOf("off", "reply", "unreachable"),
+        "HOW",
+        "What an echo request gets: off, nothing; reply, a reply from us; unreachable, the word that nobody is there.",
+    )
+    dns: Address | None = option(
+        None, nameServer, "ADDR", "Send DNS to this name server through the tunnel, wherever it was to go."
+    )
+    fakeDns: tuple[str, ...] = option(
+        (),
+        network,
+        "CIDR",
+        "Answer DNS ourselves with addresses of this network, such as 198.18.0.0/15, and pass on names in their place.",
+    )
+    route: tuple[str, ...] = option((), network, "CIDR", "Send what goes to this network into the TUN.")
+    autoRoute: bool = flag("Send everything into the TUN that no other route is more specific for.")
+    bypass: tuple[str, ...] = option(
+        (), network, "CIDR", "Reach this network past the TUN: what carries our own connections on, for one."
+    )
+    fwmark: int = option(
+        0,
+        mark,
+        "N",
+        "Mark our own packets with this number, so that they take another route; 0: as it is needed for --auto-route.",
+    )
+    tunOffload: str = option("all", anyText, "NAMES", "What the TUN may do: all, none, or some of vnet,tso,uso.")
+    offload: str = OFFLOAD
+    rest: float = REST
+    maxConnections: int = option(16_384, integer(1, 64_512), "N", "TCP connections at once.")
+    maxAssociations: int = option(16_384, integer(1, 1 << 20), "N", "UDP sources at once.")
+    tcpIdle: float = option(
+        0.0, number(0, 1e6), "S", "Seconds of silence after which a TCP connection ends; 0: it may be silent for ever."
+    )
+    udpIdle: float = option(60.0, number(1, 1e6), "S", "Seconds of silence after which a UDP source is forgotten.")
+    loglevel: str = option(
+        "info",
+        oneOf("none", "error", "warning", "notice", "info", "debug", *"012345"),
+        "LEVEL",
+        "What is logged: none, error, warning, notice, info or debug, or their numbers 0 to 5.",
+    )
+    status: str | None = STATUS
+    logFormat: str = LOG_FORMAT
+    redact: bool = REDACT
+    insecureNoAuth: bool = NO_AUTH
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """proxy-controller: leads the machine's packets through a TUN when a client asks for it over a Unix socket."""
+
+    socket: str | None = option(None, anyText, "PATH", "Unix socket where commands are taken; must be given.")
+    socketGroup: str | None = option(
+        None, anyText, "NAME", "Group that may use the socket, besides the user that we run as."
+    )
+    tundev: str = option("tun0", deviceName, "NAME", "What the TUN is called.")
+    owner: str | None = option(None, anyText, "NAME", "User who may open the TUN; if not given, who we run as.")
+    address: tuple[str, ...] = option(
+        ("10.0.85.1/24",), interfaceAddress, "ADDRESS/LENGTH", "Address of the TUN, IPv4 or IPv6."
+    )
+    mtu: int = option(1500, integer(1280, 65_535), "BYTES", "MTU of the TUN.")
+    ipv6: str = option(
+        "block",
+        oneOf("block", "leave"),
+        "HOW",
+        "What becomes of IPv6 if the TUN has no IPv6 address: block, unreachable meanwhile; leave, goes past the TUN.",
+    )
+    maxClients: int = option(16, integer(1, 1024), "N", "Clients at once.")
+    status: str | None = STATUS
+    logFormat: str = LOG_FORMAT
+    redact: bool = REDACT
+
+
+ROLES: dict[str, type[Any]] = {
+    "udp-local": LocalConfig,
+    "udp-server": ServerConfig,
+    "tun2socks": Tun2socksConfig,
+    "proxy-controller": ControllerConfig,
+}
 """The roles that can be configured, by the name of their TOML table and twistd command."""
 
 
@@ -395,53 +608,3 @@ def _lineOf(text: str, role: str, key: str) -> int:
         elif inside and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
             return place
     return 1
-
-
-# -- proxy-controller
-
-
-def deviceName(text: str) -> str:
-    """The name of a network device; the kernel allows more signs (C{dev_valid_name}), but no tool likes them."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", ".."):
-        raise ValueError("a name of 1 to 15 letters, digits, dots, hyphens and underscores")
-    return text
-
-
-def interfaceAddress(text: str) -> str:
-    """ADDRESS/LENGTH."""
-    try:
-        interface = ip_interface(text)
-    except ValueError:
-        interface = None
-    if interface is None or "/" not in text or "%" in text:
-        raise ValueError("ADDRESS/LENGTH, such as 10.0.85.1/24")
-    return text
-
-
-@dataclass(frozen=True)
-class ControllerConfig:
-    """proxy-controller: leads the machine's packets through a TUN when a client asks for it over a Unix socket."""
-
-    socket: str | None = option(None, anyText, "PATH", "Unix socket where commands are taken; must be given.")
-    socketGroup: str | None = option(
-        None, anyText, "NAME", "Group that may use the socket, besides the user that we run as."
-    )
-    tundev: str = option("tun0", deviceName, "NAME", "What the TUN is called.")
-    owner: str | None = option(None, anyText, "NAME", "User who may open the TUN; if not given, who we run as.")
-    address: tuple[str, ...] = option(
-        ("10.0.85.1/24",), interfaceAddress, "ADDRESS/LENGTH", "Address of the TUN, IPv4 or IPv6."
-    )
-    mtu: int = option(1500, integer(1280, 65_535), "BYTES", "MTU of the TUN.")
-    ipv6: str = option(
-        "block",
-        oneOf("block", "leave"),
-        "HOW",
-        "What becomes of IPv6 if the TUN has no IPv6 address: block, unreachable meanwhile; leave, goes past the TUN.",
-    )
-    maxClients: int = option(16, integer(1, 1024), "N", "Clients at once.")
-    status: str | None = STATUS
-    logFormat: str = LOG_FORMAT
-    redact: bool = REDACT
-
-
-ROLES["proxy-controller"] = ControllerConfig

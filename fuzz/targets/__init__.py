@@ -14,6 +14,7 @@ from typing import TypeAlias
 from fuzz.targets.access import accessAddress, accessName, accessRules
 from fuzz.targets.config import localConfig, serverConfig
 from fuzz.targets.links import localLink, localLinkUp, serverLink, serverLinkUp
+from fuzz.targets.names import dnsQuestion
 from fuzz.targets.packets import fragments, packet
 from fuzz.targets.socks import socksClient, socksCredentials, socksHeader, socksServer
 from fuzz.targets.wire import address, addressText, burst, frames, greeting, target
@@ -29,6 +30,7 @@ TARGETS: dict[str, Target] = {
     "burst": burst,
     "config-local": localConfig,
     "config-server": serverConfig,
+    "dns-question": dnsQuestion,
     "fragments": fragments,
     "frames": frames,
     "greeting": greeting,

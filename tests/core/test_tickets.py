@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from copy import deepcopy
 from random import Random as Dice
 
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.fakes import TICKET, countingRandom
 from tests.examples import EXAMPLES
-from udptunnel.core.tickets import Tickets, Verdict
+from udptunnel.core.tickets import MOST_GIVEN, Tickets, Verdict
 from udptunnel.wire.greeting import TICKET_BYTES
 
 GUESSES = 10_000
@@ -74,15 +75,47 @@ class TicketsTests(SynchronousTestCase):
         self.assertIs(tickets.accept(tickets.issue()), Verdict.FRESH)
         self.assertIs(tickets.accept(first), Verdict.VOID)
 
-    def test_neverShown(self) -> None:
-        """A ticket that was not shown before the next one was given is void: its link never came up."""
+    def test_anyOfThem(self) -> None:
+        """
+        Of several tickets that were given for one, whichever has arrived is good.
+
+        Only the last one tells that the last link has had its answer.
+        """
+        for arrived, verdict in ((0, Verdict.AGAIN), (1, Verdict.AGAIN), (2, Verdict.FRESH)):
+            tickets = makeTickets()
+            first = tickets.issue()
+            given_ = []
+            for _ in range(3):
+                tickets.accept(first)
+                given_.append(tickets.issue())
+            self.assertIs(tickets.accept(given_[arrived]), verdict)
+
+    def test_othersVoid(self) -> None:
+        """When one of several has been shown, those beside it and the one before are void; it is still good itself."""
         tickets = makeTickets()
         first = tickets.issue()
         tickets.accept(first)
-        lost = tickets.issue()
-        tickets.accept(first)
-        tickets.issue()
-        self.assertIs(tickets.accept(lost), Verdict.VOID)
+        given_ = [tickets.issue() for _ in range(3)]
+        tickets.accept(given_[1])
+        for void in (first, given_[0], given_[2]):
+            self.assertIs(tickets.accept(void), Verdict.VOID)
+        self.assertIs(tickets.accept(given_[1]), Verdict.AGAIN)
+
+    def test_confirmedAlone(self) -> None:
+        """When the last one is known to have arrived, all that were given before it are void."""
+        tickets = makeTickets()
+        given_ = [tickets.issue() for _ in range(5)]
+        tickets.confirm()
+        for void in given_[:-1]:
+            self.assertIs(tickets.accept(void), Verdict.VOID)
+        self.assertIs(tickets.accept(given_[-1]), Verdict.FRESH)
+
+    def test_bounded(self) -> None:
+        """However many are given, only the newest 16 are kept."""
+        tickets = makeTickets()
+        given_ = [tickets.issue() for _ in range(100)]
+        good = [self.accepts(tickets, each) for each in given_]
+        self.assertEqual(good, [False] * 84 + [True] * 16)
 
     def test_refusalChangesNothing(self) -> None:
         """After any number of wrong tickets the right one is still good."""
@@ -109,9 +142,10 @@ class TicketsTests(SynchronousTestCase):
         tickets = makeTickets()
         tickets.accept(tickets.issue())
         tickets.issue()
-        for kept in vars(tickets).values():
-            if isinstance(kept, bytes):
-                self.assertIs(tickets.accept(kept), Verdict.VOID)
+        tickets.issue()
+        for kept in (tickets._shown, *tickets._given):
+            self.assertEqual(len(kept), 32)
+            self.assertFalse(self.accepts(tickets, kept))
 
     def test_truncated(self) -> None:
         """A ticket that is cut short, or longer, is refused."""
@@ -139,24 +173,33 @@ class TicketsTests(SynchronousTestCase):
         self.assertEqual(verdicts, {Verdict.VOID})
 
     @settings(max_examples=EXAMPLES, deadline=None)
-    @given(st.lists(st.tuples(st.sampled_from(["issue", "accept", "confirm"]), st.integers(0, 9)), max_size=40))
-    def test_atMostTwo(self, steps: list[tuple[str, int]]) -> None:
-        """Whatever happens, the newest ticket is good, and at most one other is."""
+    @given(st.lists(st.tuples(st.sampled_from(["issue", "accept", "confirm"]), st.integers(0, 9)), max_size=60))
+    def test_whichAreGood(self, steps: list[tuple[str, int]]) -> None:
+        """
+        Whatever happens, good are the ticket that was shown last and those given since, and no other.
+
+        Once the last one is confirmed, it alone is.
+        """
         tickets = makeTickets()
         given_ = [tickets.issue()]
+        shown, since = b"", given_[:]
         for step, which in steps:
             if step == "issue":
                 given_.append(tickets.issue())
+                since = [*since, given_[-1]][-MOST_GIVEN:]
             elif step == "confirm":
                 tickets.confirm()
+                shown, since = b"" if since else shown, since[-1:]
             else:
-                tickets.accept(given_[-1 - which % len(given_)])
-        accepted = [self.accepts(tickets, each) for each in given_]
-        self.assertTrue(accepted[-1])
-        self.assertLessEqual(sum(accepted), 2)
+                ticket = given_[-1 - which % len(given_)]
+                verdict = tickets.accept(ticket)
+                if ticket in since:
+                    self.assertIs(verdict, Verdict.FRESH if ticket == since[-1] else Verdict.AGAIN)
+                    shown, since = ticket, []
+        good = [self.accepts(tickets, each) for each in given_]
+        self.assertEqual(good, [each in (shown, *since) for each in given_])
+        self.assertTrue(any(good))
 
     def accepts(self, tickets: Tickets, ticket: bytes) -> bool:
         """Whether a ticket would be good, without showing it."""
-        copy = makeTickets()
-        vars(copy).update(vars(tickets))
-        return copy.accept(ticket) is not Verdict.VOID
+        return deepcopy(tickets).accept(ticket) is not Verdict.VOID

@@ -11,9 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.fakes import countingRandom
 from tests.examples import EXAMPLES
+from udptunnel.core import headers
 from udptunnel.core.counters import Counters
 from udptunnel.core.session import LocalSession
-from udptunnel.net import entry as entry_module
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.entry import MOST_SOURCES, Entry, ForwardEntry, SocksRelay
 from udptunnel.net.offload import Offload
@@ -304,7 +304,7 @@ class SocksRelayTests(EntryTestCase):
 
     def test_remembered(self) -> None:
         """However many targets there are, only so many headers are remembered, each way."""
-        self.patch(entry_module, "_MOST_HEADERS", 4)
+        self.patch(headers, "MOST_HEADERS", 4)
         for port in [*range(1, 12), 1]:
             address = Address("192.0.2.1", port)
             self.receive(packHeader(address) + b"x")

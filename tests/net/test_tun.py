@@ -130,6 +130,9 @@ class MemorySystem:
         self._called("configure")
         self.configured.append((name, interface))
 
+    def addresses(self, name: str) -> list[str]:
+        return []
+
     def asked(self, what: Any) -> list[Any]:
         """The arguments of all calls of a kind."""
         return [argument for called, argument in self.calls if called == what]
@@ -284,10 +287,18 @@ class OpenTests(TunTestCase):
             for code in (errno.EPERM, errno.ENOENT, errno.EBUSY):
                 system = MemorySystem()
                 system.refused = {what: failure(code)}
-                port = self.makePort(system)
+                port = self.makePort(system, interface=Interface("tun7", ("10.0.0.1/24",)))
                 message = str(self.assertRaises(ListenError, port.open))
                 self.assertIn(os.strerror(code), message)
                 self.assertEqual((port.fileno(), system.isOpen), (-1, what == "open"))
+
+    def test_configuredByOthers(self) -> None:
+        """Who may not configure a device may use one that has its addresses already."""
+        system = MemorySystem()
+        system.refused = {"configure": failure(errno.EPERM)}
+        port = self.makePort(system)
+        port.open()
+        self.assertEqual(port.fileno(), DESCRIPTOR)
 
     def test_noModule(self) -> None:
         """A machine without python-pytun hears that it is missing."""

@@ -16,6 +16,13 @@ udpServer = ServiceMaker(
     "udp-server",
 )
 
+tun2socks = ServiceMaker(
+    "udptunnel tun2socks",
+    "udptunnel.tap.tun2socks",
+    "Send the TCP that comes out of a TUN to one SOCKS5 server, and the UDP to the same one or another.",
+    "tun2socks",
+)
+
 proxyController = ServiceMaker(
     "udptunnel proxy controller",
     "udptunnel.tap.controller",

@@ -8,11 +8,9 @@ no round trip: the first DATA frame opens the association.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from heapq import nsmallest
-from operator import attrgetter
 from typing import Protocol
 
+from udptunnel.core.recent import Recent
 from udptunnel.wire.address import Address
 from udptunnel.wire.frame import ASSOCIATIONS, Buffer
 
@@ -59,7 +57,7 @@ class Association:
             self.idle = LONG_SECONDS
 
 
-class Associations:
+class Associations(Recent[int, Association]):
     """The associations of one session, by number: bounded, and gone when they were idle too long."""
 
     def __init__(self, most: int) -> None:
@@ -67,16 +65,8 @@ class Associations:
         @param most: how many there may be at once. One more makes those go
             that have been silent longest.
         """
-        self.most = most
-        self._table: dict[int, Association] = {}
+        super().__init__(most)
         self._next = 0
-        self.get = self._table.get
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __iter__(self) -> Iterator[Association]:
-        return iter(list(self._table.values()))
 
     def number(self) -> int:
         """A number that no association has, and that was not in use lately."""
@@ -88,27 +78,11 @@ class Associations:
 
     def add(self, association: Association) -> None:
         """Put in a new one, under its number."""
-        self._table[association.number] = association
-
-    def surplus(self) -> list[Association]:
-        """
-        Those that must go before one more may come: none while there is room.
-
-        Some at once, so that a flood of new sources does not cost a walk
-        through the table for each of them.
-        """
-        if len(self._table) < self.most:
-            return []
-        surplus = len(self._table) - self.most + 1
-        return nsmallest(surplus + self.most // 64, self._table.values(), key=attrgetter("used"))
-
-    def idle(self, now: float) -> list[Association]:
-        """Those that have been unused for too long."""
-        return [each for each in self._table.values() if now - each.used >= each.idle]
+        self.put(association.number, association)
 
     def remove(self, number: int) -> Association | None:
         """Take one out and tell its outlet; C{None} if there is none of this number."""
-        association = self._table.pop(number, None)
+        association = self.pop(number)
         if association is not None:
             association.outlet.closed()
         return association

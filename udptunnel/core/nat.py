@@ -98,24 +98,19 @@ class Session:
     """
     One connection.
 
-    @ivar source: who opened it.
-    @ivar target: what it was opened to.
-    @ivar port: which port of NEXT stands for it.
+    @ivar key: source address, target address, source port, target port.
+    @ivar port: which port of NEXT stands for it; 0 where nothing is rewritten.
     @ivar state: what becomes of its packets.
     @ivar held: while it is pending, its SYN, with the virtio header.
+    @ivar transport: where in that the TCP header begins.
     @ivar since: when it got into its state.
     """
 
-    __slots__ = ("_family", "_key", "_transport", "held", "port", "since", "state")
+    __slots__ = ("held", "key", "port", "since", "state", "transport")
 
-    def __init__(self, family: _Family, key: bytes, port: int, held: bytes, transport: int, now: float) -> None:
-        """
-        @param key: source address, target address, source port, target port.
-        @param transport: where in the SYN the TCP header begins.
-        """
-        self._family = family
-        self._key = key
-        self._transport = transport
+    def __init__(self, key: bytes, port: int, held: bytes, transport: int, now: float) -> None:
+        self.key = key
+        self.transport = transport
         self.port = port
         self.held = held
         self.state = State.PENDING
@@ -124,14 +119,12 @@ class Session:
     @property
     def source(self) -> Address:
         """Who opened it."""
-        size = self._family.size
-        return Address(hostOf(self._key[:size]), int.from_bytes(self._key[-4:-2], "big"))
+        return Address(hostOf(self.key[: len(self.key) // 2 - 2]), int.from_bytes(self.key[-4:-2], "big"))
 
     @property
     def target(self) -> Address:
         """What it was opened to."""
-        size = self._family.size
-        return Address(hostOf(self._key[size:-4]), int.from_bytes(self._key[-2:], "big"))
+        return Address(hostOf(self.key[len(self.key) // 2 - 2 : -4]), int.from_bytes(self.key[-2:], "big"))
 
 
 Leg: TypeAlias = tuple[Session, bytes, int, int]
@@ -172,16 +165,39 @@ class Verdict(NamedTuple):
 FORWARD, NOT_TCP = Verdict(Action.FORWARD), Verdict(Action.NOT_TCP)
 """For comparison with C{is}: nearly every packet gets one of them."""
 
+REPEATED = Verdict(Action.DROP, None, "repeated SYN")
+NOT_UNICAST = Verdict(Action.DROP, None, "not unicast")
+FULL = Verdict(Action.DROP, None, "too many sessions")
+BUSY = Verdict(Action.DROP, None, "too many pending")
+NO_LISTENER = Verdict(Action.RESET, None, "no listener")
+"""What a SYN may get instead of being held."""
+
 _MALFORMED = Verdict(Action.DROP, None, "malformed")
 _FRAGMENT = Verdict(Action.DROP, None, "TCP fragment")
-_REPEATED = Verdict(Action.DROP, None, "repeated SYN")
-_NOT_UNICAST = Verdict(Action.DROP, None, "not unicast")
 _OURS = Verdict(Action.DROP, None, "of a forgotten session")
 _STRANGE = Verdict(Action.DROP, None, "RST of no session")
-_FULL = Verdict(Action.DROP, None, "too many sessions")
-_BUSY = Verdict(Action.DROP, None, "too many pending")
 _UNKNOWN = Verdict(Action.RESET, None, "no session")
-_NO_LISTENER = Verdict(Action.RESET, None, "no listener")
+
+
+def identify(packet: MutableBuffer) -> Verdict | tuple[bytes, int, int]:
+    """
+    Read a packet that may have options or extension headers, or be short, or no IP at all.
+
+    @return: its session's key, its TCP flags, and where its TCP header begins;
+        or what is to be done with a packet that has no such things.
+    """
+    frame = memoryview(packet)[VNET_BYTES:]
+    try:
+        found = parse(frame)
+        if found.protocol != TCP:
+            return NOT_TCP
+        if found.fragment is not None:
+            return _FRAGMENT
+        flags = parseTcp(frame, found).flags
+    except PacketError:
+        return _MALFORMED
+    ports = bytes(frame[found.payloadStart : found.payloadStart + 4])
+    return found.source + found.destination + ports, flags, VNET_BYTES + found.payloadStart
 
 
 class _Family:
@@ -308,20 +324,8 @@ class Nat:
 
     def _unusual(self, packet: MutableBuffer, now: float) -> Verdict:
         """What has options or extension headers, or is short, or no IP at all."""
-        frame = memoryview(packet)[VNET_BYTES:]
-        try:
-            found = parse(frame)
-            if found.protocol != TCP:
-                return NOT_TCP
-            if found.fragment is not None:
-                return _FRAGMENT
-            flags = parseTcp(frame, found).flags
-        except PacketError:
-            return _MALFORMED
-        ports = bytes(frame[found.payloadStart : found.payloadStart + 4])
-        return self._judge(
-            packet, found.source + found.destination + ports, flags, VNET_BYTES + found.payloadStart, now
-        )
+        found = identify(packet)
+        return found if isinstance(found, Verdict) else self._judge(packet, *found, now)
 
     def _judge(self, packet: MutableBuffer, key: bytes, flags: int, transport: int, now: float) -> Verdict:
         opens, leg = flags & _KINDS == SYN, self._legs.get(key)
@@ -333,7 +337,7 @@ class Nat:
             self._remove(leg[0])
         family = self._families.get(len(key) // 2 - 2)
         if family is None:
-            return _NO_LISTENER
+            return NO_LISTENER
         if family.isOurs(key):
             return _OURS
         if not opens:
@@ -342,14 +346,14 @@ class Nat:
 
     def _begin(self, family: _Family, packet: MutableBuffer, key: bytes, transport: int, now: float) -> Verdict:
         if key in self._pending:
-            return _REPEATED
-        if not _isUnicast(key[family.size : -4]):
-            return _NOT_UNICAST
+            return REPEATED
+        if not isUnicast(key[family.size : -4]):
+            return NOT_UNICAST
         if len(self._pending) >= self._mostPending:
-            return _BUSY
+            return BUSY
         if not self._hasRoom(family):
-            return _FULL
-        session = Session(family, key, family.takePort(), bytes(packet), transport, now)
+            return FULL
+        session = Session(key, family.takePort(), bytes(packet), transport, now)
         self._pending[key] = session
         return Verdict(Action.HELD, session)
 
@@ -368,15 +372,15 @@ class Nat:
         """
         if session.state is not State.PENDING:
             return None
-        family, key = session._family, session._key
+        family, key = self._familyOf(session), session.key
         del self._pending[key]
         session.state, session.since = State.OPEN, now
         forth = self._legs[key] = family.forth(session, key)
         seen, back = family.back(session, key)
         self._legs[seen] = back
-        self._awaited[_seenFrom(session)] = session
+        self._awaited[_seenFrom(family, session)] = session
         packet, session.held = bytearray(session.held), b""
-        _rewrite(packet, forth, session._transport)
+        _rewrite(packet, forth, session.transport)
         return packet
 
     def refused(self, session: Session) -> bytes | None:
@@ -407,9 +411,10 @@ class Nat:
         if session.state is State.PENDING:
             self._remove(session)
         elif session.state is State.OPEN:
-            self._awaited.pop(_seenFrom(session), None)
+            family = self._familyOf(session)
+            self._awaited.pop(_seenFrom(family, session), None)
             session.state, session.since = State.CLOSING, now
-            session._family.closing[session] = None
+            family.closing[session] = None
 
     def tick(self, now: float) -> list[Session]:
         """
@@ -419,32 +424,35 @@ class Nat:
             long: whoever tries to reach their targets may stop.
         """
         for family in self._families.values():
-            for session in _older(family.closing, now - CLOSING_SECONDS):
+            for session in older(family.closing, now - CLOSING_SECONDS):
                 self._remove(session)
-        failed = _older(self._pending.values(), now - PENDING_SECONDS)
-        failed += _older(self._awaited.values(), now - ACCEPT_SECONDS)
+        failed = older(self._pending.values(), now - PENDING_SECONDS)
+        failed += older(self._awaited.values(), now - ACCEPT_SECONDS)
         for session in failed:
             self._remove(session)
         return failed
 
+    def _familyOf(self, session: Session) -> _Family:
+        return self._families[len(session.key) // 2 - 2]
+
     def _remove(self, session: Session) -> None:
-        family, key = session._family, session._key
+        family, key = self._familyOf(session), session.key
         if session.state is State.PENDING:
             del self._pending[key]
         else:
-            self._awaited.pop(_seenFrom(session), None)
+            self._awaited.pop(_seenFrom(family, session), None)
             family.closing.pop(session, None)
             del self._legs[key], self._legs[family.back(session, key)[0]]
         session.state, session.held = State.GONE, b""
         family.freePort(session.port)
 
 
-def _seenFrom(session: Session) -> Address:
+def _seenFrom(family: _Family, session: Session) -> Address:
     """Where the listener sees it come from."""
-    return Address(session._family.nextHost, session.port)
+    return Address(family.nextHost, session.port)
 
 
-def _older(sessions: Iterable[Session], than: float) -> list[Session]:
+def older(sessions: Iterable[Session], than: float) -> list[Session]:
     """Those at the begin that got into their state by then. They stand in that order."""
     old = []
     for session in sessions:
@@ -454,7 +462,7 @@ def _older(sessions: Iterable[Session], than: float) -> list[Session]:
     return old
 
 
-def _isUnicast(raw: bytes) -> bool:
+def isUnicast(raw: bytes) -> bool:
     """Whether there can be a TCP server at an address that is not on this machine."""
     ip = IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw)
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:

@@ -294,6 +294,14 @@ class DatagramPort:
             self._traffic.offload.refused("mmsg", error)
         elif error.errno not in _NOTHING_THERE:
             self._traffic.counters.drop(f"receive {_nameOf(error)}")
+            self.failed(error)
+
+    def failed(self, error: OSError) -> None:
+        """
+        The kernel has reported an error, which is counted; called in the midst of reading or sending.
+
+        Kinds of ports that belong to one peer may take it as the end.
+        """
 
     def _count(self, bursts: list[Burst]) -> int:
         datagrams = octets = 0
@@ -324,6 +332,7 @@ class DatagramPort:
             self._socket.sendto(payload, to)
         except OSError as error:
             counters.drop(f"send {_nameOf(error)}")
+            self.failed(error)
         except (OverflowError, UnicodeError):
             counters.drop("send EINVAL")
         else:
@@ -371,6 +380,7 @@ class DatagramPort:
         """
         if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
             self._traffic.counters.drop(f"send {_nameOf(error)}", datagrams)
+            self.failed(error)
             return True
         if error.errno == errno.EIO:
             self._traffic.offload.refused("gso", error)
@@ -385,19 +395,21 @@ class DatagramPort:
             self.send(to, len(datagram), datagram)
 
     def _sendMany(self, outbox: Outbox, opened: socket.socket, to: KernelAddress, size: int, payload: Buffer) -> None:
-        counters, datagrams = self._traffic.counters, count(size, payload)
-        try:
-            sent = outbox.send(opened.fileno(), self._family, (to[0], to[1]), size, payload)
-        except OSError as error:
-            counters.drop(f"send {_nameOf(error)}", datagrams)
-            return
-        except (struct.error, UnicodeError):
-            counters.drop("send EINVAL", datagrams)
-            return
-        counters.sent += sent
-        counters.sentBytes += min(sent * size, len(payload))
-        if sent < datagrams:
-            counters.drop("send EAGAIN", datagrams - sent)
+        """sendmmsg stops at an error, but does not tell it unless it is the first datagram's: so ask again."""
+        counters = self._traffic.counters
+        while payload:
+            try:
+                sent = outbox.send(opened.fileno(), self._family, (to[0], to[1]), size, payload)
+            except OSError as error:
+                counters.drop(f"send {_nameOf(error)}", count(size, payload))
+                self.failed(error)
+                return
+            except (struct.error, UnicodeError):
+                counters.drop("send EINVAL", count(size, payload))
+                return
+            counters.sent += sent
+            counters.sentBytes += min(sent * size, len(payload))
+            payload = payload[sent * size :]
 
 
 @lru_cache(1024)

@@ -12,35 +12,64 @@ from collections.abc import Callable
 
 from udptunnel.core.associations import Association
 from udptunnel.core.bucket import Bucket
+from udptunnel.core.headers import Headers
 from udptunnel.core.session import Session
-from udptunnel.errors import AddressError, FragmentedError, TruncatedError
 from udptunnel.net.datagrams import DatagramPort, Traffic
 from udptunnel.net.reach import isLoopback
 from udptunnel.wire.address import Address, normalHost
 from udptunnel.wire.burst import Burst, count
 from udptunnel.wire.frame import Buffer
-from udptunnel.wire.socks5 import packHeader, unpackHeader
 
 
 class _WayBack:
     """The outlet of an association on the local side: back to its source."""
 
-    __slots__ = ("_entry", "_source")
+    __slots__ = ("_source", "_sources")
 
-    def __init__(self, entry: Entry, source: Address) -> None:
-        self._entry = entry
+    def __init__(self, sources: Sources, source: Address) -> None:
+        self._sources = sources
         self._source = source
 
     def send(self, address: Address, size: int, payload: Buffer) -> None:
         """A burst has come from a far address."""
-        self._entry.answer(self._source, address, size, payload)
+        self._sources.answer(self._source, address, size, payload)
 
     def closed(self) -> None:
         """The association is over; if the source sends again, there will be another."""
-        self._entry.forget(self._source)
+        self._sources.forget(self._source)
 
 
-class Entry:
+class Sources:
+    """Those who send through a session, and their associations."""
+
+    def __init__(self, session: Session, clock: Callable[[], float]) -> None:
+        self._session = session
+        self._clock = clock
+        self._associations: dict[Address, Association] = {}
+
+    def _associationOf(self, source: Address, target: Address, now: float) -> Association:
+        association = self._associations.get(source)
+        if association is None:
+            association = self._session.begin(lambda number: _WayBack(self, source), now)
+            self._associations[source] = association
+        association.touch(target, now)
+        return association
+
+    def answer(self, source: Address, address: Address, size: int, payload: Buffer) -> None:
+        """C{address} has sent something to one of our sources."""
+        raise NotImplementedError
+
+    def forget(self, source: Address) -> None:
+        """The association of a source is over."""
+        self._associations.pop(source, None)
+
+    def closeAll(self) -> None:
+        """Close the associations of all of them."""
+        for association in list(self._associations.values()):
+            self._session.close(association)
+
+
+class Entry(Sources):
     """
     What a forward and a SOCKS5 relay have in common.
 
@@ -48,11 +77,9 @@ class Entry:
     """
 
     def __init__(self, traffic: Traffic, session: Session, clock: Callable[[], float], listen: Address) -> None:
+        super().__init__(session, clock)
         self.port = DatagramPort(traffic, listen, self)
         self._traffic = traffic
-        self._session = session
-        self._clock = clock
-        self._associations: dict[Address, Association] = {}
 
     def startListening(self) -> None:
         """
@@ -70,28 +97,11 @@ class Entry:
     def stopListening(self) -> None:
         """Close the port and the associations of all that have sent to it."""
         self.port.stopListening()
-        for association in list(self._associations.values()):
-            self._session.close(association)
+        self.closeAll()
 
     def burstsReceived(self, bursts: list[Burst]) -> None:
         """Applications have sent something."""
         raise NotImplementedError
-
-    def answer(self, source: Address, address: Address, size: int, payload: Buffer) -> None:
-        """C{address} has sent something to one of our sources."""
-        raise NotImplementedError
-
-    def forget(self, source: Address) -> None:
-        """The association of a source is over."""
-        self._associations.pop(source, None)
-
-    def _associationOf(self, source: Address, target: Address, now: float) -> Association:
-        association = self._associations.get(source)
-        if association is None:
-            association = self._session.begin(lambda number: _WayBack(self, source), now)
-            self._associations[source] = association
-        association.touch(target, now)
-        return association
 
 
 MOST_HOSTS = 1024
@@ -167,9 +177,6 @@ class ForwardEntry(Entry):
 MOST_SOURCES = 256
 """Ports of one client that may use its relay."""
 
-_MOST_HEADERS = 4096
-"""Headers that a relay remembers, each way."""
-
 
 class SocksRelay(Entry):
     """
@@ -186,8 +193,7 @@ class SocksRelay(Entry):
         """
         super().__init__(traffic, session, clock, listen)
         self._client = normalHost(client)
-        self._targets: dict[bytes, Address] = {}
-        self._headers: dict[Address, bytes] = {}
+        self._headers = Headers(traffic.counters)
 
     def stopListening(self) -> None:
         """Close the relay for good."""
@@ -202,7 +208,7 @@ class SocksRelay(Entry):
             if (why := self._refusal(source)) is not None:
                 self._traffic.counters.drop(why, count(size, payload))
             else:
-                for target, inner, rest in self._unwrap(size, payload):
+                for target, inner, rest in self._headers.unwrap(size, payload):
                     parcels.append((self._associationOf(source, target, now), target, inner, rest))
         if parcels:
             self._session.send(parcels, now)
@@ -215,58 +221,6 @@ class SocksRelay(Entry):
             return "too many ports of one SOCKS5 client"
         return None
 
-    def _unwrap(self, size: int, payload: Buffer) -> list[tuple[Address, int, Buffer]]:
-        """The bursts in a burst of datagrams with headers: one, if all headers are alike."""
-        header = self._headerOf(payload)
-        if len(payload) <= size:
-            return [] if header is None else [(self._targets[header], size - len(header), payload[len(header) :])]
-        data = bytes(payload)
-        if header is not None and _allBeginWith(header, size, data):
-            lead = len(header)
-            inner = [data[place + lead : place + size] for place in range(0, len(data), size)]
-            return _burstsOf(self._targets[header], size - lead, inner)
-        return [each for place in range(0, len(data), size) for each in self._unwrap(size, data[place : place + size])]
-
-    def _headerOf(self, payload: Buffer) -> bytes | None:
-        """The header that a datagram begins with; C{None}, and counted, if it has none that we can use."""
-        header = bytes(payload[: _headerLength(payload)])
-        if header not in self._targets:
-            try:
-                target, length = unpackHeader(payload)
-            except FragmentedError:
-                self._traffic.counters.drop("SOCKS5 fragment")
-                return None
-            except (AddressError, TruncatedError):
-                self._traffic.counters.drop("no SOCKS5 header")
-                return None
-            if len(self._targets) >= _MOST_HEADERS:
-                self._targets.clear()
-            header = bytes(payload[:length])
-            self._targets[header] = Address(normalHost(target.host), target.port)
-        return header
-
     def answer(self, source: Address, address: Address, size: int, payload: Buffer) -> None:
         """Put a header before each datagram, and send it to the client."""
-        header = self._headers.get(address)
-        if header is None:
-            if len(self._headers) >= _MOST_HEADERS:
-                self._headers.clear()
-            header = self._headers[address] = packHeader(address)
-        self.port.sendHeaded(source, header, size, payload)
-
-
-def _burstsOf(target: Address, size: int, datagrams: list[bytes]) -> list[tuple[Address, int, Buffer]]:
-    """One burst of datagrams of one size, and one for each empty one, which no burst can hold."""
-    whole = b"".join(datagrams)
-    empty: list[tuple[Address, int, Buffer]] = [(target, 0, b"")] * datagrams.count(b"")
-    return [(target, size, whole), *empty] if whole else empty
-
-
-def _headerLength(payload: Buffer) -> int:
-    """How long the header of a datagram is, going by its address type (RFC 1928 section 5)."""
-    kind = payload[3] if len(payload) > 4 else 0
-    return 10 if kind == 1 else 22 if kind == 4 else 7 + payload[4] if kind == 3 else 0
-
-
-def _allBeginWith(header: bytes, size: int, data: bytes) -> bool:
-    return all(data.startswith(header, place) for place in range(0, len(data), size))
+        self.port.sendHeaded(source, self._headers.of(address), size, payload)

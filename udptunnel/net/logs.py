@@ -35,7 +35,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from udptunnel.config import ControllerConfig, LocalConfig, ServerConfig
+from udptunnel.config import RoleConfig
 from udptunnel.net.redaction import LeftOut, Redaction, withoutSecrets
 from udptunnel.wire.address import Address
 
@@ -76,9 +76,7 @@ lines = Lines()
 """Those of this process; there is one log."""
 
 
-def useLogLines(
-    config: LocalConfig | ServerConfig | ControllerConfig, reactor: Any, beginner: Any = globalLogBeginner
-) -> None:
+def useLogLines(config: RoleConfig, reactor: Any, beginner: Any = globalLogBeginner) -> None:
     """
     Have everything that is logged from the beginning on written as our lines.
 
@@ -118,7 +116,9 @@ class Journal:
         self._turn = threading.RLock()
 
     def __call__(self, event: LogEvent) -> None:
-        """Write an event, unless there were too many like it."""
+        """Write an event, unless nobody wants to know, or there were too many like it."""
+        if event.get("log_level", LogLevel.critical) < self._style.least:
+            return
         with self._turn:
             self._writeSummaries()
             if self._repeats.admits(event):
@@ -200,11 +200,26 @@ def _kindOf(event: LogEvent) -> tuple[str, str]:
 # -- from events to lines
 
 
-class Style:
-    """How events become lines, going by C{--log-format} and C{--redact}."""
+_LEVELS = {
+    **dict.fromkeys(("none", "0"), LogLevel.critical),
+    **dict.fromkeys(("error", "1"), LogLevel.error),
+    **dict.fromkeys(("warning", "2"), LogLevel.warn),
+    **dict.fromkeys(("notice", "3", "info", "4"), LogLevel.info),
+    **dict.fromkeys(("debug", "5"), LogLevel.debug),
+}
+"""The levels of C{--loglevel}, which are badvpn's. What ends the process is told even with none."""
 
-    def __init__(self, config: LocalConfig | ServerConfig | ControllerConfig) -> None:
+
+class Style:
+    """
+    How events become lines, going by C{--log-format}, C{--redact} and C{--loglevel}.
+
+    @ivar least: events below this level are left out.
+    """
+
+    def __init__(self, config: RoleConfig) -> None:
         self._redaction = Redaction(config) if config.redact else None
+        self.least = _LEVELS[getattr(config, "loglevel", "debug")]
         self.line: Callable[[LogEvent], str] = jsonLine if config.logFormat == "json" else textLine
 
     def plain(self, event: LogEvent, more: int = 0) -> LogEvent:

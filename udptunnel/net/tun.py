@@ -177,6 +177,9 @@ class System(Protocol):
     def configure(self, name: str, interface: Interface) -> None:
         """Give a device what it is to have, and set it up."""
 
+    def addresses(self, name: str) -> list[str]:
+        """ADDRESS/LENGTH of each that a device has; none if there is no such device."""
+
 
 class LinuxSystem:
     """Linux, by way of python-pytun and pyroute2, which are looked for only when they are needed."""
@@ -219,6 +222,18 @@ class LinuxSystem:
                 _configure(route, name, interface)
         except NetlinkError as error:
             raise OSError(error.code, os.strerror(error.code)) from error
+
+    def addresses(self, name: str) -> list[str]:
+        """ADDRESS/LENGTH of each that a device has."""
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            found = route.link_lookup(ifname=name) if name else ()
+            return [
+                f"{each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}"
+                for index in found
+                for each in route.get_addr(index=index)
+            ]
 
 
 def _configure(route: Any, name: str, interface: Interface) -> None:
@@ -292,6 +307,11 @@ class TunPort:
         self._losing: IDelayedCall | None = None
         self._memory = memoryview(bytearray(BUFFER_BYTES))
 
+    @property
+    def segments(self) -> bool:
+        """Whether the device takes several datagrams as one packet."""
+        return self.headed and self._offload.uso
+
     # -- opening and closing
 
     def open(self) -> None:
@@ -302,7 +322,7 @@ class TunPort:
         """
         try:
             self.adopt(self._open())
-            self.configure()
+            self._configure()
         except (OSError, ImportError, ValueError) as error:
             self.close()
             raise ListenError(f"TUN {self._interface.name or 'device'} can not be opened: {_reason(error)}") from error
@@ -351,6 +371,14 @@ class TunPort:
     def configure(self) -> None:
         """Give the device its MTU, addresses and queue, and set it up."""
         self._system.configure(self.name, self._interface)
+
+    def _configure(self) -> None:
+        """Somebody else may have made the device for us, with all that it needs."""
+        try:
+            self.configure()
+        except PermissionError:
+            if self._interface.addresses:
+                raise
 
     def _ask(self, request: int, argument: int | bytes) -> Any:
         return self._system.ioctl(self._descriptor, request, argument)
@@ -478,8 +506,12 @@ class TunPort:
         """
         if getattr(self._offload, name) and not self._takes(_PROBES[name]):
             self._offload.refused(error, name)
-            with suppress(OSError):
-                self._ask(TUNSETOFFLOAD, self._offload.flags)
+            self.settle()
+
+    def settle(self) -> None:
+        """Ask the device for what L{TunOffload} says now: somebody who shares it may have changed it."""
+        with suppress(OSError):
+            self._ask(TUNSETOFFLOAD, self._offload.flags)
 
     def _takes(self, packet: bytes) -> bool:
         try:
@@ -496,10 +528,12 @@ class TunPort:
 
         One that was set down is just silent: nothing else tells.
         """
+        if self._descriptor < 0:
+            return
         try:
             self._system.write(self._descriptor, (_ALIVE[self._skip :],))
         except OSError as error:
-            if error.errno in _LOST and self._descriptor >= 0:
+            if error.errno in _LOST:
                 self._lose(_LOST[error.errno])
 
     def _lose(self, why: str) -> None:

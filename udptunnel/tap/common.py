@@ -22,7 +22,7 @@ from twisted.application.service import MultiService
 from twisted.logger import Logger
 from twisted.python import usage
 
-from udptunnel.config import ControllerConfig, LocalConfig, ServerConfig, fill, optionName, readToml
+from udptunnel.config import RoleConfig, fill, optionName, readToml
 from udptunnel.errors import ConfigError, ListenError, TunnelError
 from udptunnel.net.descriptors import raiseDescriptorLimit
 from udptunnel.net.logs import useLogLines
@@ -219,6 +219,8 @@ class RoleService(MultiService):
         self._notices = notices or Notices(reactor, role.report)
         self._signals = Signals(reactor, self._notices.stopping, self.reload, self._end, self.drain)
         role.setServiceParent(self)
+        if hasattr(role, "whenFailed"):
+            role.whenFailed = self.fail
 
     def startService(self) -> None:
         """
@@ -264,6 +266,12 @@ class RoleService(MultiService):
     def _drained(self) -> None:
         self._signals.stop("drained")
 
+    def fail(self, why: str) -> None:
+        """End with exit status 1: the role can not go on, and says why."""
+        self._log.critical("{role} ends: {why}", role=self._options.role, why=why)
+        self._reactor.addSystemEventTrigger("after", "shutdown", self._end, 1)
+        self._signals.stop("failed")
+
     def _end(self, status: int) -> None:
         """End the process at once, but leave no pid file that might name a stranger later."""
         with suppress(OSError):
@@ -271,7 +279,7 @@ class RoleService(MultiService):
         os._exit(status)
 
 
-def prepareProcess(reactor: Any, config: LocalConfig | ServerConfig | ControllerConfig) -> None:
+def prepareProcess(reactor: Any, config: RoleConfig) -> None:
     """
     Make the process fit for relaying: time that no clock setting can stop,
     as many descriptors as this user may have, and log lines as configured.

@@ -10,7 +10,7 @@ carries.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from udptunnel.wire.address import Address
 from udptunnel.wire.frame import Buffer
@@ -35,6 +35,25 @@ class Burst(NamedTuple):
     """The datagrams. Valid only until the receiver returns, unless it is C{bytes}."""
 
 
+class AimedBurst(NamedTuple):
+    """What came through a TUN, and where it goes to."""
+
+    source: Address
+    """Whose it is."""
+
+    target: Address
+    """Where it goes to."""
+
+    size: int
+    """Length of each datagram but the last, in bytes."""
+
+    payload: Buffer
+    """The datagrams. Valid only until the receiver returns, unless it is C{bytes}."""
+
+
+AnyBurst = TypeVar("AnyBurst", Burst, AimedBurst)
+
+
 def count(size: int, payload: Buffer) -> int:
     """How many datagrams a burst holds."""
     return -(-len(payload) // size) if len(payload) > size else 1
@@ -57,15 +76,15 @@ def pieces(size: int, payload: Buffer, most: int) -> Sequence[Buffer]:
     return [payload[start : start + step] for start in range(0, len(payload), step)]
 
 
-def join(bursts: Iterable[Burst]) -> list[Burst]:
+def join(bursts: Iterable[AnyBurst]) -> list[AnyBurst]:
     """
-    Make one burst of neighbours that have the same source and datagram size.
+    Make one burst of neighbours that have the same source, target and datagram size.
 
     The order stays, and so do the datagrams. A datagram that is shorter than
     the others ends its burst.
     """
-    joined: list[Burst] = []
-    run: list[Burst] = []
+    joined: list[AnyBurst] = []
+    run: list[AnyBurst] = []
     length = 0
     for burst in bursts:
         if not (run and _follows(run[-1], run[0], length, burst)):
@@ -76,11 +95,11 @@ def join(bursts: Iterable[Burst]) -> list[Burst]:
     return joined + _merged(run)
 
 
-def _follows(last: Burst, first: Burst, length: int, burst: Burst) -> bool:
+def _follows(last: AnyBurst, first: AnyBurst, length: int, burst: AnyBurst) -> bool:
     """Whether a burst may be laid behind C{last}, in a run of C{length} bytes that C{first} began."""
     size, payload = first.size, burst.payload
     return (
-        burst.source == first.source
+        burst[:-2] == first[:-2]
         and size > 0
         and length > 0
         and len(payload) > 0
@@ -90,7 +109,7 @@ def _follows(last: Burst, first: Burst, length: int, burst: Burst) -> bool:
     )
 
 
-def _merged(run: list[Burst]) -> list[Burst]:
+def _merged(run: list[AnyBurst]) -> list[AnyBurst]:
     if len(run) < 2:
         return run
-    return [Burst(run[0].source, run[0].size, b"".join(burst.payload for burst in run))]
+    return [run[0]._replace(payload=b"".join(burst.payload for burst in run))]

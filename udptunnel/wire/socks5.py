@@ -252,6 +252,7 @@ class ClientNegotiation(_Negotiation):
     """
     A client's side of a SOCKS5 connection, up to the reply.
 
+    @ivar asked: whether the request was written: the server is one, and lets us in.
     @ivar reply: what the server answered to the request, once it did.
     @ivar rest: bytes that followed the reply. What L{receive} gets later is
         appended here as well, without a bound: once there is a reply, read
@@ -261,6 +262,7 @@ class ClientNegotiation(_Negotiation):
         too. Nothing is left to write then, and what still arrives is ignored.
     """
 
+    asked = False
     reply: Reply | None = None
 
     def __init__(self, command: int, address: Address, user: str | bytes = "", password: str | bytes = "") -> None:
@@ -286,6 +288,7 @@ class ClientNegotiation(_Negotiation):
         elif method != OPEN:
             raise SocksError(_refusedMethod(method))
         self._answer += self._request
+        self.asked = True
         yield from self._readReply()
 
     def _logIn(self) -> Generator[None]:

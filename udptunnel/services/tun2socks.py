@@ -1,0 +1,462 @@
+"""
+tun2socks: sends the TCP that comes out of a TUN to one SOCKS5 server, and the UDP to the same or another one.
+
+L{Tun2socksService} wires the parts together: a TUN port, a gateway that sorts
+its packets, a stack that makes connections of TCP, and what carries
+connections and datagrams on.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
+from typing import Any, Protocol, TypeAlias
+
+from twisted.application.service import MultiService
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from udptunnel.config import Tun2socksConfig
+from udptunnel.core.counters import Counters
+from udptunnel.core.fakenames import FakeNames
+from udptunnel.errors import AddressError, ConfigError, ListenError, RouteError
+from udptunnel.net.crossing import SocksTcp
+from udptunnel.net.datagrams import Traffic
+from udptunnel.net.dial import Proxy
+from udptunnel.net.dns import Before, FakeDns, Receiver, RedirectedDns
+from udptunnel.net.gateway import Gateway, UdpWriter
+from udptunnel.net.logs import lines
+from udptunnel.net.netns import NetnsStack
+from udptunnel.net.offload import parseNames, probe
+from udptunnel.net.routes import Capture, Routes
+from udptunnel.net.socksudp import SocksUdp
+from udptunnel.net.stack import KernelStack, Place, TcpReceiver, TunStack
+from udptunnel.net.tun import NAMES, Interface, LinuxSystem, System, TunOffload, TunPort
+from udptunnel.services.links import every
+from udptunnel.services.status import StatusService
+from udptunnel.wire.address import Address
+
+TICK_SECONDS = 1.0
+
+TRIES = 4
+"""How often a TUN that was taken away is made again, a second apart, before we give up."""
+
+NO_IPV6 = "::"
+"""C{--netif-ip6addr} for no IPv6."""
+
+UdpMaker: TypeAlias = Callable[[UdpWriter], Receiver]
+"""Makes what carries datagrams on, given what puts the answers into the TUN."""
+
+
+class TcpCarrier(TcpReceiver, Protocol):
+    """What carries connections on."""
+
+    def tick(self, now: float) -> None:
+        """To be called once a second."""
+
+    def stop(self) -> None:
+        """Close all connections."""
+
+    def report(self) -> dict[str, Any]:
+        """The figures as plain values."""
+
+
+_Interface: TypeAlias = IPv4Interface | IPv6Interface
+
+
+class Tun2socksService(MultiService):
+    """
+    The role tun2socks.
+
+    @ivar gateway: sorts packets, and puts datagrams into the TUN.
+    @ivar tcp: carries connections on.
+    @ivar port: the TUN.
+    @ivar stack: what makes connections of packets, once started.
+    @ivar counters: its figures.
+    @ivar whenFailed: called with the reason when the role can not go on.
+    """
+
+    _log = Logger()
+    stack: KernelStack
+
+    def __init__(
+        self,
+        config: Tun2socksConfig,
+        reactor: Any,
+        system: System | None = None,
+        udp: UdpMaker | None = None,
+        routes: Routes | None = None,
+        tcp: TcpCarrier | None = None,
+    ) -> None:
+        """
+        @param system: the operating system; Linux unless a test says otherwise.
+        @param routes: what leads packets into the TUN, for tests.
+        @param tcp: carries connections on instead of a SOCKS5 server.
+        @param udp: carries datagrams on instead of a SOCKS5 server: our own
+            end of the tunnel in the same process, for one.
+        @raise ConfigError: options contradict each other, or a file can not be read.
+        """
+        super().__init__()
+        self.setName("tun2socks")
+        _check(config)
+        self.config = config
+        self.clock: Callable[[], float] = reactor.seconds
+        self.counters = Counters()
+        self.whenFailed: Callable[[str], None] = self._nobodyListens
+        self._reactor = reactor
+        self._system = system or LinuxSystem()
+        self._tunOffload = TunOffload(parseTunNames(config.tunOffload))
+        self.routes = routes or Routes(captureOf(config))
+        self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
+        self.gateway = Gateway(self.counters, self.clock, self._lost, config.mtu, config.icmp)
+        self._tcpProxy, self._udpProxy = proxiesOf(config)
+        self._socksUdp: SocksUdp | None = None
+        self._names = self._makeNames()
+        self.tcp: TcpCarrier = tcp or self._makeTcp()
+        self.udp = self._chain(udp or self._makeUdp)
+        self._ticking: LoopingCall | None = None
+        self._trying: IDelayedCall | None = None
+        if config.status is not None:
+            self._addStatus(config.status)
+
+    # -- parts
+
+    def _makeNames(self) -> list[Before]:
+        """What looks at names on their way; the first one is nearest to the TUN."""
+        config, parts = self.config, list[Before]()
+        writer: UdpWriter = self.gateway
+        if config.fakeDns:
+            parts.append(FakeDns(_fakeNames(config), writer, self.counters, self.clock, config.dns is not None))
+            writer = parts[-1]
+        if config.dns is not None:
+            parts.append(RedirectedDns(config.dns, writer, self.counters, self.clock))
+        return parts
+
+    def _chain(self, make: UdpMaker) -> Receiver:
+        """What carries datagrams on, behind what looks at names."""
+        receiver = make(self._names[-1] if self._names else self.gateway)
+        for before in reversed(self._names):
+            before.receiver, receiver = receiver, before
+        self.gateway.udp = receiver
+        return receiver
+
+    def _targetOf(self, address: Address) -> Address:
+        """Where a connection goes to, names considered."""
+        for each in self._names:
+            address = each.targetOf(address)
+        return address
+
+    def _makeTcp(self) -> SocksTcp:
+        config = self.config
+        return SocksTcp(
+            self._reactor,
+            self._tcpProxy,
+            self.counters,
+            early=config.earlyAccept,
+            appendSource=config.appendSourceToUsername,
+            idleSeconds=config.tcpIdle,
+            most=config.maxConnections,
+            names=self._targetOf,
+        )
+
+    def _makeUdp(self, writer: UdpWriter) -> SocksUdp:
+        config = self.config
+        given = config.udpAddress
+        self._socksUdp = SocksUdp(
+            self._reactor,
+            self._udpProxy,
+            writer,
+            self.traffic,
+            self.counters,
+            self.clock,
+            most=config.maxAssociations,
+            idleSeconds=config.udpIdle,
+            udpAddress=_resolved("--udp-address", given) if given is not None else None,
+        )
+        return self._socksUdp
+
+    def _addStatus(self, endpoint: str) -> None:
+        allowed = self.config.insecureNoAuth
+        status = StatusService("tun2socks", endpoint, self.report, self.illness, self._reactor, allowed)
+        status.setServiceParent(self)
+
+    # -- beginning
+
+    def startService(self) -> None:
+        """
+        Open the TUN, find a stack that works, and set the routes.
+
+        @raise ListenError: that can not be done.
+        """
+        self._open()
+        self._ticking = every(TICK_SECONDS, self._tick, self._reactor, self._log)
+        self._log.info(
+            "tun2socks: TUN {name} with {offload}, TCP by stack {stack} to {server}, UDP to {udp}",
+            name=self.port.name,
+            offload=self._tunOffload,
+            stack=self.stack.name,
+            server=self._tcpProxy.address,
+            udp=self._udpProxy.address,
+        )
+        super().startService()
+
+    def _open(self) -> None:
+        places, missing = self._findPlaces()
+        interface = Interface(self.config.tundev or "", tuple(missing), self.config.mtu)
+        self.port = TunPort(self._reactor, interface, self.gateway, self._tunOffload, self.counters, self._system)
+        self.gateway.outer = self.port
+        if self.config.tunFd is not None:
+            self.port.adopt(self.config.tunFd)
+        else:
+            self.port.open()
+        try:
+            self._findStack(places)
+            self.routes.start(self.port.name)
+            for option, address in _serversIn(self.config):
+                self.routes.refuseLoops(option, [_resolved(option, address).host])
+        except (ListenError, RouteError) as error:
+            self._close()
+            raise ListenError(str(error)) from error
+
+    def _findPlaces(self) -> tuple[list[Place], list[str]]:
+        """Our address and the router's, of each family; and which of ours the device does not have yet."""
+        existing = [ip_interface(each) for each in self._system.addresses(self.config.tundev or "")]
+        places, missing = [], []
+        for router in _routers(self.config):
+            own = _ownBeside(router, existing)
+            places.append(Place(str(own.ip), str(router.ip)))
+            if own not in existing:
+                missing.append(str(own))
+        return places, missing
+
+    def _findStack(self, places: Sequence[Place]) -> None:
+        """The first stack that works."""
+        reasons = []
+        for stack in self._stacks(places):
+            self.gateway.stack = self.stack = stack
+            try:
+                stack.start()
+                why = stack.prove()
+            except ListenError as error:
+                why = str(error)
+            if not why:
+                return
+            self._log.warn("stack {stack} does not work: {why}", stack=stack.name, why=why)
+            reasons.append(why)
+            stack.stop()
+        raise ListenError("; ".join(reasons))
+
+    def _stacks(self, places: Sequence[Place]) -> Iterator[KernelStack]:
+        wanted = self.config.stack
+        most = self.config.maxConnections
+        if wanted in ("auto", "tun") and (wanted == "tun" or self.config.tunFd is None):
+            yield TunStack(self._reactor, self.port, places, self.tcp, self.counters, most)
+        if wanted in ("auto", "netns"):
+            yield NetnsStack(self._reactor, self.port, self._tunOffload, self.tcp, self.counters, self.config.mtu, most)
+
+    # -- time
+
+    def _tick(self) -> None:
+        now = self.clock()
+        self.port.check()
+        self.gateway.tick(now)
+        self.tcp.tick(now)
+
+    def _lost(self, why: str) -> None:
+        """The TUN is gone."""
+        self._log.error("TUN {name} is {why}", name=self.port.name, why=why)
+        self._close()
+        if self.config.tunFd is not None:
+            self.whenFailed(f"TUN {self.port.name}, which we have inherited, is {why}")
+        else:
+            self._tryAgain(TRIES)
+
+    def _tryAgain(self, tries: int) -> None:
+        self._trying = None
+        try:
+            self._open()
+        except ListenError as error:
+            self._log.error("{error}", error=error)
+            if tries > 1:
+                self._trying = self._reactor.callLater(TICK_SECONDS, self._tryAgain, tries - 1)
+            else:
+                self.whenFailed(str(error))
+        else:
+            self._log.info("TUN {name} is there again", name=self.port.name)
+
+    def _nobodyListens(self, why: str) -> None:
+        self._log.error("tun2socks can not go on: {why}", why=why)
+
+    # -- the end
+
+    def _close(self) -> None:
+        """Close what hangs on the TUN: its connections get no packet any more."""
+        self.routes.stop()
+        self.stack.stop()
+        self.tcp.stop()
+        self.port.close()
+
+    async def stopService(self) -> None:
+        """Close everything."""
+        if self._ticking is not None and self._ticking.running:
+            self._ticking.stop()
+        if self._trying is not None:
+            self._trying.cancel()
+        self._close()
+        self.udp.stop()
+        await super().stopService()
+
+    def reload(self, config: Tun2socksConfig) -> None:
+        """
+        Read the password files again; what is open stays.
+
+        @raise ConfigError: one can not be read; all stays as it was.
+        """
+        self._tcpProxy, self._udpProxy = proxiesOf(config)
+        if isinstance(self.tcp, SocksTcp):
+            self.tcp.proxy = self._tcpProxy
+        if self._socksUdp is not None:
+            self._socksUdp.proxy = self._udpProxy
+
+    def illness(self) -> str:
+        """Why nothing gets through; empty if everything is well."""
+        return "" if self.port.fileno() >= 0 else f"TUN {self.port.name} is gone"
+
+    def report(self) -> dict[str, Any]:
+        """The state as plain values."""
+        return {
+            "role": "tun2socks",
+            "up": not self.illness(),
+            "tun": self.port.name,
+            "tunOffload": str(self._tunOffload),
+            "offload": str(self.traffic.offload),
+            "stack": self.stack.name,
+            "connections": len(self.stack),
+            "tcp": self.tcp.report(),
+            "udp": self.udp.report(),
+            "routes": self.routes.report(),
+            "log": lines.report(),
+            **self.counters.report(),
+        }
+
+
+# -- the configuration
+
+
+def _check(config: Tun2socksConfig) -> None:
+    given = [name for name, value in (("--tundev", config.tundev), ("--tun-fd", config.tunFd)) if value is not None]
+    if len(given) != 1:
+        raise ConfigError(f"{' and '.join(given) or 'no TUN'}: give either --tundev NAME or --tun-fd N")
+    if config.socksServerAddr is None:
+        raise ConfigError("--socks-server-addr HOST:PORT is missing: TCP has nowhere to go")
+
+
+def parseTunNames(text: str) -> tuple[str, ...]:
+    """
+    Read C{--tun-offload}.
+
+    @raise ConfigError: there is no such ability.
+    """
+    if text in ("all", "none"):
+        return NAMES if text == "all" else ()
+    names = tuple(text.split(","))
+    if not set(names) <= set(NAMES):
+        raise ConfigError(f"--tun-offload {text}: expected all, none, or some of {','.join(NAMES)}")
+    return names
+
+
+def proxiesOf(config: Tun2socksConfig) -> tuple[Proxy, Proxy]:
+    """
+    The SOCKS5 servers for TCP and for UDP. Names are looked up now, and that
+    blocks: later the question would go into the TUN.
+
+    @raise ConfigError: a file can not be read, or a name is unknown.
+    """
+    assert config.socksServerAddr is not None
+    password = _passwordIn("--password-file", config.passwordFile) or config.password or ""
+    address = _resolved("--socks-server-addr", config.socksServerAddr)
+    mark = captureOf(config).socketMark
+    tcp = Proxy(address, config.username or "", password, mark)
+    if config.udpSocksServerAddr is None:
+        return tcp, tcp
+    password = _passwordIn("--udp-password-file", config.udpPasswordFile)
+    address = _resolved("--udp-socks-server-addr", config.udpSocksServerAddr)
+    return tcp, Proxy(address, config.udpUsername or "", password, mark)
+
+
+def _passwordIn(option: str, name: str | None) -> str:
+    if name is None:
+        return ""
+    try:
+        with open(name, encoding="utf-8") as file:
+            return file.read().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{option} {name}: {getattr(error, 'strerror', error)}") from error
+
+
+def _resolved(option: str, address: Address) -> Address:
+    if not address.isName:
+        return address
+    try:
+        found = socket.getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"{option} {address}: {error.strerror}") from error
+    return Address(str(found[0][4][0]), address.port)
+
+
+def captureOf(config: Tun2socksConfig) -> Capture:
+    """What is to go into the TUN."""
+    past = [_resolved(option, address).host for option, address in _serversIn(config)]
+    return Capture(config.route, config.autoRoute, config.fwmark, config.dns is not None, (*past, *config.bypass))
+
+
+def _serversIn(config: Tun2socksConfig) -> Iterator[tuple[str, Address]]:
+    """What our own packets go to, and the options that say so."""
+    given = {
+        "--socks-server-addr": config.socksServerAddr,
+        "--udp-socks-server-addr": config.udpSocksServerAddr,
+        "--udp-address": config.udpAddress,
+    }
+    return ((option, address) for option, address in given.items() if address is not None)
+
+
+def _fakeNames(config: Tun2socksConfig) -> FakeNames:
+    try:
+        return FakeNames(map(ip_network, config.fakeDns))
+    except AddressError as error:
+        raise ConfigError(f"--fake-dns: {error}") from error
+
+
+def _routers(config: Tun2socksConfig) -> Iterator[_Interface]:
+    """The addresses of the router behind the TUN, of each family."""
+    yield IPv4Interface(f"{config.netifIpaddr}/{config.netifNetmask}")
+    if config.netifIp6addr != NO_IPV6 and _hasIpv6():
+        yield IPv6Interface(f"{config.netifIp6addr}/64")
+
+
+def _hasIpv6() -> bool:
+    """Whether this machine gives IPv6 addresses to new devices."""
+    try:
+        with open("/proc/sys/net/ipv6/conf/default/disable_ipv6", encoding="ascii") as file:
+            return file.read().strip() == "0"
+    except OSError:
+        return False
+
+
+def _ownBeside(router: _Interface, existing: Sequence[_Interface]) -> _Interface:
+    """
+    The TUN's own address in the router's network: the one that it has, or the router's neighbour.
+
+    @raise ListenError: the TUN's is that of the router.
+    """
+    for each in existing:
+        if each.ip == router.ip:
+            raise ListenError(f"{each.ip} is the address of the TUN itself; the router behind it needs another one")
+        if each.ip in router.network:
+            return each
+    beside = router + 1
+    if beside not in router.network or beside.ip == router.network.broadcast_address:
+        beside = router - 1
+    return ip_interface(f"{beside.ip}/{router.network.prefixlen}")

@@ -1,0 +1,31 @@
+"""twistd tun2socks."""
+
+from __future__ import annotations
+
+from twisted.application.service import MultiService
+
+from udptunnel.config import Tun2socksConfig
+from udptunnel.services.tun2socks import Tun2socksService
+from udptunnel.tap.common import RoleOptions, optionsFor, roleService
+
+Options = optionsFor(
+    "tun2socks",
+    Tun2socksConfig,
+    """Sends the TCP that comes out of a TUN to one SOCKS5 server, and the UDP to
+the same one or another.
+
+TCP and UDP of one network, through a SOCKS5 server:
+
+    twistd -n tun2socks --tundev tun0 --socks-server-addr 10.0.0.1:1080 --route 198.51.100.0/24
+
+All that this machine sends, TCP through ss-local and UDP through udp-local:
+
+    twistd -n tun2socks --tundev tun0 --auto-route --dns 9.9.9.9 \\
+        --socks-server-addr 127.0.0.1:1080 --udp-socks-server-addr 127.0.0.1:1234
+""",
+)
+
+
+def makeService(options: RoleOptions[Tun2socksConfig]) -> MultiService:
+    """The service for a command line."""
+    return roleService(lambda reactor: Tun2socksService(options.config, reactor), options)
