@@ -151,6 +151,13 @@ class SetTests(DetourTestCase):
         self.assertNotIn("192.168.1.9/32", self.routes())
         self.assertEqual(self.system.deviceTowards("192.168.1.9"), LAN)
 
+    def test_proxyThroughTun(self) -> None:
+        """A route that leads to the proxy through the TUN itself is no way to it."""
+        self.system.table.append(KernelRoute("203.0.113.0/24", TUN))
+        self.before = sorted(self.system.table)
+        self.set()
+        self.assertEqual(self.system.deviceTowards(PROXY), LAN)
+
     def test_bestGateway(self) -> None:
         """Of several default routes the proxy has the one with the least metric."""
         self.system.table.append(KernelRoute("0.0.0.0/0", LAN, "192.168.1.2", metric=50))

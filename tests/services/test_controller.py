@@ -274,7 +274,8 @@ class CommandTests(ServiceTestCase):
         self.assertEqual(self.ask(self.client, CONFIGURE)["statusCode"], SUCCESS)
 
     def test_noTun(self) -> None:
-        """If it can not be made, the answer says so."""
+        """If it can not be made, the answer says so, and nothing is in force any more."""
+        self.ask(self.client, CONFIGURE)
         device = self.service._tun.device
         assert device is not None
         self.routing.removeDevice(device.number)
@@ -282,6 +283,8 @@ class CommandTests(ServiceTestCase):
         answer = self.ask(self.client, CONFIGURE)
         self.assertEqual(answer["statusCode"], FAILURE)
         self.assertIn("--tundev tun0", answer["errorMessage"])
+        self.assertEqual(sorted(self.routing.table), self.before)
+        self.assertEqual(self.ask(self.client, STATUS)["connectionStatus"], DISCONNECTED)
 
 
 class LineTests(ServiceTestCase):

@@ -321,7 +321,7 @@ def sweep(system: Routing, devices: Iterable[Device], own: int = 0) -> None:
     """
     open_ = {device.number for device in devices if device.carrier and device.number != own}
     routes = system.routes(PROTOCOL)
-    living = {route.table for route in routes if route.table != MAIN and route.device in open_}
+    living = {route.table for route in routes if route.device in open_}
     for rule in system.rules(PROTOCOL):
         if _tableOf(rule.priority) not in living:
             _remove(system.removeRule, rule)
