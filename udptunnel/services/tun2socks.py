@@ -416,7 +416,8 @@ def _resolved(option: str, address: Address) -> Address:
 def captureOf(config: Tun2socksConfig) -> Capture:
     """What is to go into the TUN."""
     past = [_resolved(option, address).host for option, address in _serversIn(config)]
-    return Capture(config.route, config.autoRoute, config.fwmark, config.dns is not None, (*past, *config.bypass))
+    networks = tuple(dict.fromkeys((*config.route, *config.fakeDns)))
+    return Capture(networks, config.autoRoute, config.fwmark, config.dns is not None, (*past, *config.bypass))
 
 
 def _serversIn(config: Tun2socksConfig) -> Iterator[tuple[str, Address]]:
