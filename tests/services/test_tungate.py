@@ -30,6 +30,7 @@ class RecordingSystem(MemorySystem):
         self.packets: list[bytes] = []
 
     def write(self, descriptor: int, buffers: Sequence[Buffer]) -> int:
+        super().write(descriptor, buffers)
         packet = b"".join(buffers)
         frame = packet[len(NO_HEADER) :] if self.flags & IFF_VNET_HDR else packet
         if len(frame) >= 28:
@@ -254,6 +255,22 @@ class GatewayTests(SynchronousTestCase):
             self.assertEqual(reasons, ["deleted"] if watched else [])
             self.system.refused.clear()
             gate.stopService()
+
+    def test_down(self) -> None:
+        """A TUN that is set down says nothing by itself; it is found out by looking."""
+        gate, reasons = self.start(), []
+        gate.lost = reasons.append
+        self.system.up = False
+        self.reactor.advance(1)
+        self.reactor.advance(0)
+        self.assertEqual(reasons, ["down"])
+
+    def test_connectionsEnd(self) -> None:
+        """Connections end with the gateway that they came through."""
+        gate, ended = self.start(), []
+        self.patch(gate.tcp, "stop", lambda: ended.append("all"))
+        gate.stopService()
+        self.assertEqual(ended, ["all"])
 
     def test_report(self) -> None:
         """The figures say which stack it is, and what went through."""
