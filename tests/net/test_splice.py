@@ -323,7 +323,7 @@ class SpliceTests(SpliceTestCase):
 
     def test_lateCalls(self) -> None:
         """A reactor that calls once more after the end does no harm."""
-        sides = self.splice._sides
+        sides = (self.splice._one, self.splice._other)
         self.splice.close()
         for side in sides:
             side.doRead()
@@ -412,7 +412,7 @@ class MoveTests(SpliceTestCase):
                 raise OSError(errno.EINVAL, "no")
             return real(source, target, count, flags=flags)
 
-        targets = [side.fileno() for side in self.splice._sides]
+        targets = [side.fileno() for side in (self.splice._one, self.splice._other)]
         with mock.patch("os.splice", refuse):
             self.client.sendall(b"question")
             self.assertEqual(self.receive(self.server, 8), b"question")
@@ -528,7 +528,7 @@ class EpollTests(TestCase):
             except BlockingIOError:
                 pass
             self.turn(2)
-        self.splice._sides[1]._reactor.removeReader(self.splice._sides[1])
+        self.splice._other._reactor.removeReader(self.splice._other)
         reset(self.server)
         self.turn()
         self.assertEqual(self.ends, ["reset"])

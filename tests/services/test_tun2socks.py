@@ -19,6 +19,7 @@ from udptunnel.net.dns import FakeDns, RedirectedDns
 from udptunnel.net.routes import MARK
 from udptunnel.net.stack import KernelStack, Place
 from udptunnel.net.testing import PortReactor
+from udptunnel.net.tun import IFF_NO_PI, IFF_TUN
 from udptunnel.services.tun2socks import (
     TRIES,
     Tun2socksService,
@@ -266,6 +267,7 @@ class ServiceTests(SynchronousTestCase):
 
     def test_adopted(self) -> None:
         """A descriptor that was handed over is used as it is, and its loss is the end."""
+        self.system.flags = IFF_TUN | IFF_NO_PI
         service = self.start(tundev=None, tunFd="77")
         self.assertEqual(self.system.configured, [])
         self.lose()
