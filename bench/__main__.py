@@ -37,8 +37,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         epilog="docs/benchmarks/README.md says what the measures are, and which environment variables name the peers.",
     )
     parser.add_argument("--quick", action="store_true", help="short loads, one round: shows that it works, no more")
-    parser.add_argument("--only", type=_someOf(names), default=names, metavar="PEER,...", help=", ".join(names))
-    parser.add_argument("--measure", type=_someOf(kinds), default=kinds, metavar="NAME,...", help=", ".join(kinds))
+    parser.add_argument("--only", type=someOf(names), default=names, metavar="PEER,...", help=", ".join(names))
+    parser.add_argument("--measure", type=someOf(kinds), default=kinds, metavar="NAME,...", help=", ".join(kinds))
     parser.add_argument("--rounds", type=int, metavar="N", help=f"medians are over so many rounds [default: {ROUNDS}]")
     parser.add_argument(
         "--output",
@@ -49,7 +49,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-class _someOf:  # noqa: N801 argparse shows the name in its messages
+class someOf:  # noqa: N801 argparse shows the name in its messages
     """Reads some of these words, separated by commas."""
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -135,7 +135,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parse(given)
     # So that programs and namespaces are taken away then too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    _raiseDescriptorLimit()
+    raiseDescriptorLimit()
     peers = [peer for peer in PEERS if peer.name in options.only]
     measures = [measure for measure in MEASURES if measure.kind in options.measure]
     results = run(
@@ -160,7 +160,7 @@ def _withoutOutput(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _raiseDescriptorLimit() -> None:
+def raiseDescriptorLimit() -> None:
     """Sources, and the associations that the peers have for them, are descriptors; the peers inherit the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)

@@ -60,9 +60,10 @@ class Effort:
     cpuSeconds: float = 5.0
     sources: int = 1000
     overloadSeconds: float = 20.0
+    streamSeconds: float = 5.0
 
 
-QUICK = Effort(0.4, 0.2, 1, 1.0, 1.0, 200, 4.0)
+QUICK = Effort(0.4, 0.2, 1, 1.0, 1.0, 200, 4.0, 1.0)
 
 Figures = dict[str, Figure]
 

@@ -135,9 +135,9 @@ def socksServer(text: str) -> Address:
 
 
 def deviceName(text: str) -> str:
-    """The name of a network device, as the kernel allows it (C{dev_valid_name})."""
-    if not re.fullmatch(r"[^/:\s%]{1,15}", text) or text in (".", ".."):
-        raise ValueError("a name of 1 to 15 characters without slash, colon, percent sign and space")
+    """The name of a network device; the kernel allows more signs (C{dev_valid_name}), but no tool likes them."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", ".."):
+        raise ValueError("a name of 1 to 15 letters, digits, dots, hyphens and underscores")
     return text
 
 
@@ -366,6 +366,9 @@ class ServerConfig:
     loginTimeout: float = option(10.0, number(0.1, 600), "S", "Seconds that a stranger may take to log in.")
     maxHalfOpen: int = option(
         256, integer(1, 1 << 20), "N", "Connections at once that are not logged in; one more makes one of them go."
+    )
+    maxHalfOpenSource: int = option(
+        128, integer(1, 1 << 20), "N", "Connections at once of one host beyond loopback that are not logged in."
     )
     maxUserSessions: int = option(64, integer(1, 1 << 20), "N", "Sessions of one user at once, parked ones included.")
     maxUserAssociations: int = option(65_536, integer(1, 1 << 24), "N", "Associations of one user at once.")

@@ -19,6 +19,8 @@ from udptunnel.errors import ConfigError
 from udptunnel.ping import PingOptions, ping
 from udptunnel.pki import PkiOptions
 from udptunnel.pki import run as _pki
+from udptunnel.run import RunOptions
+from udptunnel.run import run as _run
 from udptunnel.status import StatusOptions, status
 
 
@@ -63,6 +65,7 @@ class Options(usage.Options):
         ["status", None, StatusOptions, "Show the state of a running udp-local or udp-server."],
         ["ping", None, PingOptions, "Measure how long it takes there and back."],
         ["check-net", None, CheckNetOptions, "Walk the path to udp-server step by step."],
+        ["run", None, RunOptions, "Run one command whose only way out is the tunnel."],
         ["pki", None, PkiOptions, "Make certificates and secrets for links over TLS."],
     ]
 
@@ -84,7 +87,7 @@ def main(words: Sequence[str] | None = None) -> None:
         options.parseOptions(words)
     except usage.UsageError as error:
         raise SystemExit(f"udptunnel: {error}; see udptunnel --help") from None
-    commands: dict[str, Callable[[Any], int]] = {"demo": lambda _: _demo(), "check": _check, "pki": _pki}
+    commands: dict[str, Callable[[Any], int]] = {"demo": lambda _: _demo(), "check": _check, "pki": _pki, "run": _run}
     commands |= {"status": status, "ping": ping, "check-net": checkNet}
     raise SystemExit(commands[str(options.subCommand)](options.subOptions))
 
@@ -135,13 +138,18 @@ def _tryParts(role: str, config: Any) -> None:
     """Make the role's service and throw it away: it checks what can not be checked by one value alone."""
     from twisted.internet import reactor
 
+    from udptunnel.services.controller import ControllerService
     from udptunnel.services.local import LocalService
     from udptunnel.services.server import ServerService
+    from udptunnel.services.tun2socks import Tun2socksService
 
-    if role == "udp-local":
-        LocalService(config, reactor)
-    else:
-        ServerService(config, reactor)
+    makers: dict[str, Callable[[Any, Any], object]] = {
+        "udp-local": LocalService,
+        "udp-server": ServerService,
+        "tun2socks": Tun2socksService,
+        "proxy-controller": ControllerService,
+    }
+    makers[role](config, reactor)
 
 
 # -- demo

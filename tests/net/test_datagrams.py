@@ -480,6 +480,47 @@ class ErrorTests(PortTestCase):
         self.assertEqual(counters.dropped["send ENOTSOCK"], 3)
 
 
+class FailedTests(SynchronousTestCase):
+    """What kinds of ports hear of errors: L{DatagramPort.failed}."""
+
+    def test_heard(self) -> None:
+        """On a connected socket each way of reading and sending hears that nobody listens there."""
+        reactor = PortReactor()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+            closed.bind(("127.0.0.1", 0))
+            nobody = closed.getsockname()
+        for names in COMBINATIONS:
+            for payload in (b"abc", b"abcdefgh"):
+                for reads in (False, True):
+                    port = self.connected(reactor, nobody, probe(names))
+                    port.send(nobody, 3, payload)
+                    port.doRead() if reads else port.send(nobody, 3, payload)
+                    self.assertEqual(set(port.errors), {errno.ECONNREFUSED}, (names, payload, reads))
+                    port.stopListening()
+
+    def connected(self, reactor: PortReactor, to: Any, offload: Offload) -> ListeningPort:
+        """A port on a connected socket."""
+        traffic = Traffic(reactor, offload, Counters())
+        port = ListeningPort(traffic, Address("127.0.0.1", 0), RecordingReceiver())
+        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        opened.connect(to)
+        port.equip(opened)
+        port.adopt(opened)
+        return port
+
+
+class ListeningPort(DatagramPort):
+    """A port that keeps what it hears of errors."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.errors: list[int | None] = []
+
+    def failed(self, error: OSError) -> None:
+        super().failed(error)
+        self.errors.append(error.errno)
+
+
 class Refusing:
     """A real socket whose kernel refuses segments."""
 

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from udptunnel.core.counters import Counters
 from udptunnel.core.waiting import SOURCE_BYTES
 from udptunnel.net.association import QUESTION_SECONDS, connectedSocket
-from udptunnel.net.datagrams import Traffic
+from udptunnel.net.datagrams import DatagramPort, Traffic
 from udptunnel.net.dial import Proxy
 from udptunnel.net.offload import NAMES, Offload, probe
 from udptunnel.net.socksudp import (
@@ -156,11 +156,14 @@ class SocksUdpTestCase(SynchronousTestCase):
         self.relays: list[Address] = []
         self.openError: OSError | None = None
         self.log: list[str] = []
-        observer = lambda event: self.log.append(event["log_format"].format(**event))  # noqa: E731
-        globalLogPublisher.addObserver(observer)
-        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        globalLogPublisher.addObserver(self.logged)
+        self.addCleanup(globalLogPublisher.removeObserver, self.logged)
         self.udp = self.make()
         self.addCleanup(self.checkEnd)
+
+    def logged(self, event: dict[str, Any]) -> None:
+        """A line for the log."""
+        self.log.append(event["log_format"].format(**event))
 
     def make(self) -> SocksUdp:
         """Another one."""
@@ -174,7 +177,7 @@ class SocksUdpTestCase(SynchronousTestCase):
             most=self.most,
             idleSeconds=IDLE,
             udpAddress=self.udpAddress,
-            makeDial=self.makeDial,  # type: ignore[arg-type]
+            makeDial=self.makeDial,
             openSocket=self.openSocket,  # type: ignore[arg-type]
         )
 
@@ -300,7 +303,8 @@ class ThereTests(SocksUdpTestCase):
         """While a server is slow to agree, a source keeps what it sent last, and the rest is counted."""
         for number in range(300):
             self.send(number.to_bytes(2) + bytes(1022))
-        self.assertLessEqual(self.udp.report()["waitingBytes"], SOURCE_BYTES)  # type: ignore[arg-type]
+        waiting: Any = self.udp.report()["waitingBytes"]
+        self.assertLessEqual(waiting, SOURCE_BYTES)
         self.dials[0].agree()
         numbers = [int.from_bytes(each[10:12]) for each, _ in self.sockets[0].sent]
         self.assertEqual(numbers, list(range(300 - len(numbers), 300)))
@@ -423,7 +427,7 @@ class RefusedTests(SocksUdpTestCase):
 
     def test_leftAlone(self) -> None:
         """It is asked again after a second, then after two, four and so on, but twice a minute at least."""
-        asked = []
+        asked: list[float] = []
         for _ in range(150):
             self.send()
             if self.dials and not self.dials[-1].asked:
@@ -511,9 +515,20 @@ class RefusedTests(SocksUdpTestCase):
         self.dials[0].caller.failed("wrong password", ReplyCode.NOT_ALLOWED)
         self.assertEqual(self.writer.refusals, [(SOURCE, TARGET, Unreachable.PORT)])
 
+    def test_otherPassword(self) -> None:
+        """Another password is tried at once; the same one is not."""
+        self.send()
+        self.dials[0].caller.failed("wrong password", ReplyCode.NOT_ALLOWED)
+        self.udp.proxy = Proxy(SERVER, mark=7)
+        self.send()
+        self.assertEqual(len(self.dials), 1)
+        self.udp.proxy = Proxy(SERVER, "user", "secret", 7)
+        self.send()
+        self.assertEqual(self.dials[1].request[0], Proxy(SERVER, "user", "secret", 7))
+
     def test_unreachable(self) -> None:
         """A server that is not there is asked every few seconds; to clients it is as if the target were not there."""
-        asked = []
+        asked: list[float] = []
         for _ in range(20):
             self.send()
             if len(self.dials) > len(asked):
@@ -639,6 +654,15 @@ class EndTests(SocksUdpTestCase):
             self.assertIsNot(self.dials[-1], dial)
             self.dials[-1].agree()
         self.assertEqual(self.log, [])
+
+    def test_lostForGood(self) -> None:
+        """What is of no more use is closed soon, even if its source has nothing more to say."""
+        dial = self.opened()
+        port = self.portOf(-1)
+        self.sockets[0].error = ConnectionRefusedError(errno.ECONNREFUSED, "")
+        port.doRead()
+        self.advance(1)
+        self.assertEqual((self.associations, dial.control.closed), (0, True))
 
     def test_passing(self) -> None:
         """Errors that pass do not end it."""
@@ -876,7 +900,7 @@ class LoopbackTests(SynchronousTestCase):
         udp = self.make(server)
         udp.burstsReceived([AimedBurst(SOURCE, TARGET, 1, b"x")])
         self.reactor.until(lambda: bool(self.writer.bursts))
-        (port,) = [each for each in self.reactor.getReaders() if hasattr(each, "address") and each is not server]
+        (port,) = [each for each in self.reactor.getReaders() if isinstance(each, DatagramPort)]
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
             stranger.sendto(packHeader(TARGET) + b"stranger", tuple(port.address))
         udp.burstsReceived([AimedBurst(SOURCE, TARGET, 1, b"y")])

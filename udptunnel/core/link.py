@@ -541,6 +541,15 @@ class LocalLink(Link):
         self._greeted(self._membership.session, greeting, now)
         self._welcomed()
 
+    def connectionLost(self, now: float) -> None:
+        """The connection is gone; whoever made it is not to be kept by the link."""
+        super().connectionLost(now)
+        self._welcomed, self._login = _nobody, None
+
+
+def _nobody() -> None:
+    """Nobody is there to be told."""
+
 
 class ServerLink(Link):
     """udp-server's end: it waits for HELLO, and answers WELCOME if it agrees."""
@@ -558,38 +567,42 @@ class ServerLink(Link):
         @param reception: tells who is there, and which session the link is for.
         """
         super().__init__(carrier, limits, counters, now)
-        self._reception = reception
+        self._reception: Reception | None = reception
 
     def _greetingReceived(self, frames: Sequence[Frame], now: float) -> Sequence[Frame]:
         _, target, size, body = frames[0]
+        reception = self._reception
+        if reception is None:
+            # The connection is gone.
+            return ()
         try:
             if self._challenge is None:
-                self._helloReceived(unpackGreeting(target, size, body), bytes(body), now)
+                self._helloReceived(reception, unpackGreeting(target, size, body), bytes(body), now)
             else:
-                self._proofReceived(self._challenge, unpackProof(body), now)
+                self._proofReceived(reception, self._challenge, unpackProof(body), now)
         except LoginError as error:
             self.control(_goAway(str(error)))
             raise
         return frames[1:]
 
-    def _helloReceived(self, greeting: Greeting, hello: bytes, now: float) -> None:
+    def _helloReceived(self, reception: Reception, greeting: Greeting, hello: bytes, now: float) -> None:
         if commonVersion(greeting) is None:
             raise LoginError(f"version {VERSION} of the format is spoken here, not {greeting.version}")
         self._greeting = greeting
-        self._challenge = self._reception.challenge(greeting.user, hello)
+        self._challenge = reception.challenge(greeting.user, hello)
         if self._challenge is None:
-            self._admit(now)
+            self._admit(reception, now)
         else:
             self.firstWords = (PROOF,)
             self.control(packChallenge(self._challenge.nonce, self._challenge.proof))
 
-    def _proofReceived(self, challenge: Challenge, proof: bytes, now: float) -> None:
+    def _proofReceived(self, reception: Reception, challenge: Challenge, proof: bytes, now: float) -> None:
         if not challenge.check(proof):
             raise RefusedError("user or secret is wrong")
-        self._admit(now)
+        self._admit(reception, now)
 
-    def _admit(self, now: float) -> None:
-        session = self._reception.admit(self._greeting, self)
+    def _admit(self, reception: Reception, now: float) -> None:
+        session = reception.admit(self._greeting, self)
         self.control(packWelcome(session.welcome()._replace(targets=self.limits.targets)))
         self._greeted(session, self._greeting, now)
 
@@ -599,3 +612,8 @@ class ServerLink(Link):
             # The PING that was answered went right behind the WELCOME.
             self._confirmed = True
             self.session.confirmed(self)
+
+    def connectionLost(self, now: float) -> None:
+        """The connection is gone; where it was received is not to be kept by the link."""
+        super().connectionLost(now)
+        self._reception = None

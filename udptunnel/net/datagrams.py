@@ -395,20 +395,21 @@ class DatagramPort:
             self.send(to, len(datagram), datagram)
 
     def _sendMany(self, outbox: Outbox, opened: socket.socket, to: KernelAddress, size: int, payload: Buffer) -> None:
-        counters, datagrams = self._traffic.counters, count(size, payload)
-        try:
-            sent = outbox.send(opened.fileno(), self._family, (to[0], to[1]), size, payload)
-        except OSError as error:
-            counters.drop(f"send {_nameOf(error)}", datagrams)
-            self.failed(error)
-            return
-        except (struct.error, UnicodeError):
-            counters.drop("send EINVAL", datagrams)
-            return
-        counters.sent += sent
-        counters.sentBytes += min(sent * size, len(payload))
-        if sent < datagrams:
-            counters.drop("send EAGAIN", datagrams - sent)
+        """sendmmsg stops at an error, but does not tell it unless it is the first datagram's: so ask again."""
+        counters = self._traffic.counters
+        while payload:
+            try:
+                sent = outbox.send(opened.fileno(), self._family, (to[0], to[1]), size, payload)
+            except OSError as error:
+                counters.drop(f"send {_nameOf(error)}", count(size, payload))
+                self.failed(error)
+                return
+            except (struct.error, UnicodeError):
+                counters.drop("send EINVAL", count(size, payload))
+                return
+            counters.sent += sent
+            counters.sentBytes += min(sent * size, len(payload))
+            payload = payload[sent * size :]
 
 
 @lru_cache(1024)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from udptunnel.net.namespace import REDIRECT, TRANSPARENT, Wanted
+from udptunnel.net.namespace import FAILED, NOT_EXECUTABLE, NOT_FOUND, REDIRECT, TRANSPARENT, Wanted
 from udptunnel.net.tun import IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, Interface, LinuxSystem
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
@@ -37,9 +37,6 @@ BACKLOG = 4096
 
 MARK, TABLE = 1, 100
 """What packets are marked with to which every address is a local one, and the routing table that says so."""
-
-FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
-"""Exit statuses, as env and timeout have them: we have failed; the command can not be run; there is no such command."""
 
 DEVICES = "/dev/net/tun"
 
@@ -82,7 +79,7 @@ def main() -> NoReturn:
     with socket.socket(fileno=int(descriptor)) as outside:
         outside.set_inheritable(False)
         if not _serve(wanted, outside) or not wanted.command:
-            raise SystemExit(0)
+            raise SystemExit(FAILED * bool(wanted.command))
     _become(wanted)
 
 
@@ -145,14 +142,20 @@ def _write(name: str, text: str) -> None:
 
 def explain(error: Exception) -> str:
     """What to say about a failure, and what to do."""
-    if not isinstance(error, OSError) or error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.ENOENT):
+    if not isinstance(error, OSError):
         return str(error) or repr(error)
     what = f"{error.filename or 'the kernel'}: {error.strerror}"
+    if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.ENOENT):
+        return _remedy(what)
+    return what
+
+
+def _remedy(what: str) -> str:
     for name, (value, other) in SWITCHES.items():
         if _read(f"/proc/sys/{name}") == value:
             return f"{what}; unprivileged user namespaces are switched off: sysctl {name.replace('/', '.')}={other}"
     if not os.access(DEVICES, os.R_OK | os.W_OK):
-        return f"{what}; is there a {DEVICES} that this user may open (mode 666)?"
+        return f"this user may not open {DEVICES}, or there is none: it is usually there, with mode 666"
     return f"{what}; a container must be allowed to make user and network namespaces (seccomp, AppArmor)"
 
 

@@ -270,6 +270,8 @@ class LinkProtocol(Protocol):
         assert self.transport is not None
         self._carrier = makeCarrier(self.transport, self._feed, self._resumed)
         self.link = self._makeLink(self._carrier, self._clock())
+        # It is often a method of ours.
+        del self._makeLink
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes have come by the ordinary way."""

@@ -30,6 +30,9 @@ How packets to any address come to a listener: as they are, or translated, with
 SO_ORIGINAL_DST to tell what they were. Some kernels lack the first one.
 """
 
+FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+"""Exit statuses, as env and timeout have them: we have failed; the command can not be run; there is no such command."""
+
 _MOST_DESCRIPTORS = 3
 _ANSWER_BYTES = 4096
 _GO = b"\1"
@@ -108,13 +111,14 @@ class Inside:
         @raise OSError: there is no process to be had.
         """
         self._outside, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._outside.settimeout(SECONDS)
         with inside:
             inside.set_inheritable(True)
-            words = json.dumps(sys.path), str(inside.fileno()), str(wanted)
-            # What a shell, for example, has given us to hand on is the command's.
-            kept: dict[str, Any] = {"close_fds": False} if wanted.command else {"pass_fds": (inside.fileno(),)}
-            self.process = subprocess.Popen([sys.executable, "-c", _PROGRAM, *words], **kept)
-        self._outside.settimeout(SECONDS)
+            try:
+                self.process = _start(wanted, inside.fileno())
+            except OSError:
+                self._outside.close()
+                raise
 
     def made(self) -> Made:
         """
@@ -142,6 +146,13 @@ class Inside:
         """There is nothing more for it to do."""
         self._outside.close()
         self.process.wait()
+
+
+def _start(wanted: Wanted, descriptor: int) -> subprocess.Popen[bytes]:
+    # What a shell, for example, has given us to hand on is the command's.
+    kept: dict[str, Any] = {"close_fds": False} if wanted.command else {"pass_fds": (descriptor,)}
+    words = json.dumps(sys.path), str(descriptor), str(wanted)
+    return subprocess.Popen([sys.executable, "-c", _PROGRAM, *words], **kept)
 
 
 def _receive(outside: socket.socket) -> tuple[bytes, list[int]]:

@@ -73,6 +73,7 @@ class NetnsStack(KernelStack):
         @param inside: makes the namespace.
         """
         super().__init__(reactor, outer, receiver, counters)
+        self.table: Transparent = Transparent((), most)
         self.way = ""
         self._offload = offload
         self._mtu = mtu
@@ -123,7 +124,6 @@ class NetnsStack(KernelStack):
     # -- connections
 
     def _whose(self, opened: socket.socket, peer: Address) -> Session | None:
-        assert isinstance(self.table, Transparent)
         try:
             target = self._targetOf(opened)
         except OSError:
@@ -157,10 +157,12 @@ class NetnsStack(KernelStack):
 
     def report(self) -> dict[str, object]:
         """Figures for the status."""
-        table = getattr(self, "table", ())
-        pending = getattr(table, "pending", 0)
-        dropped = dict(self._innerCounters.dropped)
-        return {"way": self.way, "connections": len(table), "pending": pending, "innerDropped": dropped}
+        return {
+            "way": self.way,
+            "connections": len(self.table),
+            "pending": self.table.pending,
+            "innerDropped": dict(self._innerCounters.dropped),
+        }
 
     def stop(self) -> None:
         """Close all that is ours. The namespace lives on as long as sockets that were accepted in it."""

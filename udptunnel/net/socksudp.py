@@ -82,7 +82,6 @@ class SocksUdp:
         @param openSocket: likewise.
         """
         self._means = Means(reactor, proxy, traffic, udpAddress, makeDial, openSocket)
-        self._server = proxy.address
         self._writer = writer
         self._counters = counters
         self._clock = clock
@@ -99,6 +98,17 @@ class SocksUdp:
         self._said = ""
         self._saidAt = 0.0
         self._complained = self._stopped = False
+
+    @property
+    def proxy(self) -> Proxy:
+        """The server. Another one, or another password, is for associations that begin from then on."""
+        return self._means.proxy
+
+    @proxy.setter
+    def proxy(self, proxy: Proxy) -> None:
+        if proxy != self._means.proxy:
+            self._means.proxy = proxy
+            self._backoff.worked()
 
     # -- to the server
 
@@ -180,7 +190,7 @@ class SocksUdp:
         self._backoff.worked()
         if self._complained:
             self._complained = False
-            self._log.info("UDP gets through the SOCKS5 server {server} again", server=self._server)
+            self._log.info("UDP gets through the SOCKS5 server {server} again", server=self.proxy.address)
 
     # -- a server that does not do it
 
@@ -219,7 +229,7 @@ class SocksUdp:
             text = "the SOCKS5 server {server} (--udp-socks-server-addr) carries no UDP for us: {why}"
             if not refused:
                 text = "UDP waits for the SOCKS5 server {server} (--udp-socks-server-addr): {why}"
-            self._log.warn(text, server=self._server, why=why)
+            self._log.warn(text, server=self.proxy.address, why=why)
 
     def _refuse(self, burst: AimedBurst, now: float) -> None:
         """Tell a client that there is no way, though not more often than makes sense."""
@@ -257,7 +267,7 @@ class SocksUdp:
     def report(self) -> dict[str, object]:
         """The figures for a status report."""
         return {
-            "server": str(self._server),
+            "server": str(self.proxy.address),
             "associations": len(self._associations),
             "associationsDialing": len(self._dialing),
             "associationsInLine": len(self._line),

@@ -44,6 +44,13 @@ SCARCE_SECONDS = 0.1
 PROOF_SECONDS = 1.0
 """How long the self-test may take; it takes a millisecond where it works."""
 
+PROOF_TRIES = 5
+"""
+So many connections are tried within this time. The kernel makes the route to a
+new IPv6 address a moment after the address (addrconf_dad_work), and drops what
+comes before.
+"""
+
 PROOF_PORT = 9
 """Where the self-test connects to: discard (RFC 863)."""
 
@@ -436,7 +443,7 @@ class TunStack(KernelStack):
         @return: which address does not work and what to do; empty if all is well.
         """
         for place in self._places:
-            if not self._connects(place):
+            if not any(self._connects(place) for _ in range(PROOF_TRIES)):
                 return (
                     f"nothing gets from TUN {self._tun.name} to a listener at {place.own}: does a firewall drop what "
                     f"comes in through it? Allow that (nft: iifname {self._tun.name} accept), or use --stack netns"
@@ -450,11 +457,13 @@ class TunStack(KernelStack):
             mine = addressIn(test.getsockname())
             self._proving[mine] = None
             test.connect_ex((place.next, PROOF_PORT))
-            until = time.monotonic() + PROOF_SECONDS
+            until = time.monotonic() + PROOF_SECONDS / PROOF_TRIES
             while mine in self._proving and time.monotonic() < until:
                 self._turn()
             works = mine not in self._proving
-            self._proving.pop(mine, None)
+            session = self._proving.pop(mine, None)
+            if session is not None:
+                self.closed(session)
             return works
 
     def _turn(self) -> None:

@@ -35,6 +35,7 @@ from zope.interface import implementer
 
 from udptunnel.core.acl import LARGEST_NAME
 from udptunnel.errors import ConfigError, LoginError
+from udptunnel.net.doorstep import Doorstep
 
 ALPN = b"udptunnel/1"
 """What both ends must say that they speak inside (RFC 7301)."""
@@ -277,8 +278,11 @@ class ServerTls:
         _checkPurpose(identity, ExtendedKeyUsageOID.SERVER_AUTH, "udptunnel pki server makes one")
         self._options = _options(identity, identity.authorities if self._requireUsers else ())
 
-    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
-        """A connection with the current identity."""
+    def serverConnectionForTLS(self, tlsProtocol: Any) -> Any:
+        """What will be a connection with the identity of then."""
+        return Doorstep(lambda: self._connectionFor(tlsProtocol))
+
+    def _connectionFor(self, tlsProtocol: Any) -> SSL.Connection:
         connection = self._options.serverConnectionForTLS(tlsProtocol)
         if self._requireUsers:
             connection.set_verify(_REQUIRED, _verification(_refusal))
@@ -436,8 +440,8 @@ def fingerprintOf(transport: Any) -> str | None:
 
 def authoritiesOf(transport: Any) -> frozenset[str]:
     """The fingerprints of the CAs above the peer's certificate, as they were found when it was checked."""
-    connection = getattr(transport, "getHandle", lambda: None)()
-    chain = connection.get_verified_chain(as_cryptography=True) if isinstance(connection, SSL.Connection) else None
+    connection = _connectionOf(transport)
+    chain = connection.get_verified_chain(as_cryptography=True) if connection is not None else None
     return frozenset(map(fingerprint, (chain or ())[1:]))
 
 
@@ -473,6 +477,8 @@ def _connectionOf(transport: Any) -> SSL.Connection | None:
         handle = transport.getHandle()
     except AttributeError:
         return None
+    if isinstance(handle, Doorstep):
+        return handle.connection
     return handle if isinstance(handle, SSL.Connection) else None
 
 

@@ -153,7 +153,7 @@ class ControllerProtocol(Protocol):
     def __init__(self, service: ControllerService) -> None:
         self._service = service
         self._buffer = b""
-        self._skipping = self._stuck = False
+        self._skipping = self._stuck = self._closing = False
 
     def connectionMade(self) -> None:
         """Say who it is; or that there are too many."""
@@ -195,19 +195,19 @@ class ControllerProtocol(Protocol):
             self._answer(line)
 
     def _answer(self, line: bytes) -> None:
+        action = ""
         try:
             request = Request.parse(line)
-            self.say(statusCode=SUCCESS, action=request.action, **self._service.requested(self, request))
-        except (RequestError, RouteError, OSError) as error:
-            self._refuse(error)
+            action = request.action
+            self.say(statusCode=SUCCESS, action=action, **self._service.requested(self, request))
+        except (TunnelError, OSError) as error:
+            self._refuse(error, action or getattr(error, "action", ""))
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: Exception, action: str = "") -> None:
         code = UNSUPPORTED if isinstance(error, RouteError) else FAILURE
         text = getattr(error, "strerror", None) or str(error)
         self._log.warn("client {client} is refused: {error}", client=self.name, error=text)
-        self.say(
-            statusCode=code, action=getattr(error, "action", "configureRouting"), errorMessage=text, returnValue=""
-        )
+        self.say(statusCode=code, action=action, errorMessage=text, returnValue="")
 
     def say(self, **fields: Any) -> None:
         """Send one line."""
@@ -242,8 +242,11 @@ class ControllerProtocol(Protocol):
 
     def close(self) -> None:
         """Part, when everything has been sent."""
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
+        if not self._closing:
+            self._closing = True
+            # Twisted waits for a producer to end; this one has only watched.
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """What it has asked for ends with it."""
@@ -417,13 +420,14 @@ class ControllerService(MultiService):
         except (ListenError, OSError):
             # Nothing is left of what there was before, either.
             self._owner = None
+            self._reset()
             self._tell(client)
             raise
         self._owner = client
         self._log.info(
-            "client {client} leads everything but {proxy} through {device}",
+            "client {client} leads everything but {host} through {device}",
             client=client.name,
-            proxy=way.proxy,
+            host=way.proxy,
             device=self.config.tundev,
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from statistics import median
 from typing import Any
 
@@ -205,18 +205,26 @@ class Reasons:
                 self.last = reason
 
 
-@asynccontextmanager
-async def temporaryLink(
+def temporaryLink(
     reactor: Any, config: LocalConfig, patience: float = LOGIN_SECONDS
-) -> AsyncIterator[LocalService]:
+) -> AbstractAsyncContextManager[LocalService]:
     """
     A udp-local with one link that is up, for as long as it is needed. Its SOCKS5 server is at a free loopback port.
 
     @raise LoginError: there is no link; the text says why.
     @raise ConfigError: an option is wrong.
     """
+    return linked(reactor, LocalService(temporary(config), reactor), patience)
+
+
+@asynccontextmanager
+async def linked(reactor: Any, local: LocalService, patience: float = LOGIN_SECONDS) -> AsyncIterator[LocalService]:
+    """
+    A udp-local that runs, and has a link, for as long as it is needed.
+
+    @raise LoginError: there is no link; the text says why.
+    """
     reasons = Reasons()
-    local = LocalService(temporary(config), reactor)
     globalLogPublisher.addObserver(reasons)
     try:
         local.startService()

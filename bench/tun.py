@@ -1,0 +1,201 @@
+"""
+Measures what carries the packets of a TUN to a SOCKS5 server: C{python -m bench.tun}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.__main__ import raiseDescriptorLimit, run, someOf
+from bench.measures import QUICK, Effort, Figures, Measure
+from bench.peers import Peer
+from bench.picture import Mark, Panel, picture
+from bench.programs import REPOSITORY, BenchError, cpuSeconds
+from bench.report import machineFacts
+from bench.table import Column, Figure, Results, markdown, percent, remarkLines, rows, short, terminalHeads, text
+from bench.tunpeers import TARGET, TUN_PEERS, OursTun, TunPeer, TunRun, proxyName
+
+PUBLISHED, PARTIAL = Path("docs/benchmarks"), Path("build/benchmarks")
+NAME = "tun"
+"""Results are NAME.md and NAME.svg."""
+
+ROUNDS = 3
+DIRECTIONS = {"up": (), "down": ("-R",)}
+STREAMS = (1, 4)
+DATAGRAM_BYTES, DATAGRAM_RATE = 1400, 1_000_000_000
+"""Of UDP: bytes of payload, and bits of it per second."""
+
+TITLES = [(peer.name, peer.title) for peer in TUN_PEERS]
+
+
+class TunMeasure(Measure):
+    """A measure whose peers all can do everything, if only badly."""
+
+    def obstacle(self, peer: Peer) -> tuple[str, str] | None:
+        """Nothing."""
+        return None
+
+
+def iperf(run: TunRun, seconds: float, *words: str) -> dict[str, dict[str, float]]:
+    """
+    Send through a TUN; what iperf3 says in the end.
+
+    @raise BenchError: it fails.
+    """
+    command = run.near.command("iperf3", "-J", "-c", TARGET, "-t", f"{seconds:g}", *words)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 20)
+        report = json.loads(done.stdout)
+    except (ValueError, subprocess.TimeoutExpired) as error:
+        raise BenchError(f"iperf3: {error}") from None
+    if "error" in report:
+        raise BenchError(f"iperf3: {report['error']}")
+    end: dict[str, dict[str, float]] = report["end"]
+    return end
+
+
+def _tcp(direction: str, streams: int) -> Measure:
+    key = f"tcp-{direction}-{streams}"
+
+    def measure(peer: Peer, effort: Effort, before: Figures) -> Figures:
+        assert isinstance(peer, TunPeer)
+        with peer.between() as run:
+            pids = [run.program.pid] if run.program else []
+            used = cpuSeconds(pids)
+            received = iperf(run, effort.streamSeconds, "-P", str(streams), *DIRECTIONS[direction])["sum_received"]
+            used = cpuSeconds(pids) - used
+        if not received["bytes"]:
+            raise BenchError("nothing gets through")
+        cpu = used / received["bytes"] * 1e9 if pids else float("nan")
+        return {key: Figure(received["bits_per_second"]), f"{key}-cpu": Figure(cpu)}
+
+    title = f"{direction}, {streams} stream{'s' * (streams > 1)}"
+    columns = Column(key, "TCP", title, "bit/s"), Column(f"{key}-cpu", "CPU of the peer", title, "s/GB")
+    return TunMeasure("tcp", f"TCP {title}", columns, measure)
+
+
+def _udp(direction: str) -> Measure:
+    key = f"udp-{direction}"
+
+    def measure(peer: Peer, effort: Effort, before: Figures) -> Figures:
+        assert isinstance(peer, TunPeer)
+        words = "-u", "-b", str(DATAGRAM_RATE), "-l", str(DATAGRAM_BYTES), *DIRECTIONS[direction]
+        with peer.between() as run:
+            total = iperf(run, effort.streamSeconds, *words)["sum"]
+        sent = total["packets"] * DATAGRAM_BYTES * 8 / total["seconds"]
+        return {key: Figure(sent), f"{key}-lost": Figure(total["lost_percent"] / 100)}
+
+    group = "UDP, 1 Gbit/s of 1400 B"
+    columns = Column(key, group, f"{direction}: sent", "bit/s"), Column(f"{key}-lost", group, "lost", "", percent)
+    return TunMeasure("udp", f"UDP {direction}", columns, measure)
+
+
+TUN_MEASURES = (
+    *(_tcp(direction, streams) for streams in STREAMS for direction in DIRECTIONS),
+    *(_udp(direction) for direction in DIRECTIONS),
+)
+"""All measures, in the order of the table."""
+
+KINDS = list(dict.fromkeys(measure.kind for measure in TUN_MEASURES))
+
+
+# -- what is shown
+
+
+def table(results: Results, measures: Sequence[Measure], make: Callable[[list[Column]], str]) -> str:
+    """A table for each group of columns, as C{make} makes it."""
+    columns = [column for measure in measures for column in measure.columns]
+    groups = dict.fromkeys(column.group for column in columns)
+    return "\n".join(make([column for column in columns if column.group == group]) for group in groups)
+
+
+def page(results: Results, measures: Sequence[Measure], facts: Sequence[tuple[str, str]], how: str) -> str:
+    """The page with the results."""
+    lines = [
+        "# Results: through a TUN and a SOCKS5 server",
+        "",
+        f"Made by `{how}`; see [how to read and to repeat them](README.md#through-a-tun).",
+        "",
+        *(f"* {name}: {fact}" for name, fact in (*facts, ("SOCKS5 server", proxyName()))),
+        "",
+        f"![The same figures as a picture]({NAME}.svg)",
+        "",
+        table(results, measures, lambda columns: markdown(columns, rows(results, TITLES, columns))),
+        *(f"* {line}" for line in remarkLines(results, TITLES)),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def terminal(results: Results, measures: Sequence[Measure]) -> str:
+    """The same for a terminal."""
+
+    def make(columns: list[Column]) -> str:
+        return f"{columns[0].group}\n{text(terminalHeads(columns), rows(results, TITLES, columns))}"
+
+    return "\n".join([table(results, measures, make), *remarkLines(results, TITLES)])
+
+
+def tunPicture(results: Results, facts: Sequence[tuple[str, str]]) -> str:
+    """The picture."""
+
+    def panel(title: str, note: str, streams: int, suffix: str = "") -> Panel:
+        marks = []
+        for direction in DIRECTIONS:
+            key = f"tcp-{direction}-{streams}{suffix}"
+            values = {name: each.value for name, _ in TITLES if (each := results.median(name, key))}
+            marks.append(Mark(direction, values, direction == "down"))
+        return Panel(title, note, tuple(marks), short, False)
+
+    panels = [
+        panel(f"TCP, {streams} stream{'s' * (streams > 1)}", "bit/s, more is better", streams) for streams in STREAMS
+    ]
+    cpu, note = "CPU time of the peer", "s for 1 GB, less is better"
+    panels += [panel(f"{cpu}, {streams} stream{'s' * (streams > 1)}", note, streams, "-cpu") for streams in STREAMS]
+    ours = frozenset(peer.name for peer in TUN_PEERS if isinstance(peer, OursTun))
+    return picture(panels, TITLES, ours, "; ".join(fact for _, fact in facts))
+
+
+# -- the command
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    names = [peer.name for peer in TUN_PEERS]
+    parser = argparse.ArgumentParser(prog="python -m bench.tun", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="short streams, one round: shows that it works, no more")
+    parser.add_argument("--only", type=someOf(names), default=names, metavar="PEER,...", help=", ".join(names))
+    parser.add_argument("--measure", type=someOf(KINDS), default=KINDS, metavar="NAME,...", help=", ".join(KINDS))
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"medians are over so many rounds [default: {ROUNDS}]")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where the page and the picture go")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the benchmarks, print the tables, and write the page and the picture."""
+    given = sys.argv[1:] if words is None else list(words)
+    options = parse(given)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    raiseDescriptorLimit()
+    peers = [peer for peer in TUN_PEERS if peer.name in options.only]
+    measures = [measure for measure in TUN_MEASURES if measure.kind in options.measure]
+    rounds = options.rounds or (1 if options.quick else ROUNDS)
+    results = run(peers, measures, rounds, QUICK if options.quick else Effort())
+    print(terminal(results, measures))
+    whole = not options.quick and len(peers) == len(TUN_PEERS) and len(measures) == len(TUN_MEASURES)
+    folder = options.output or REPOSITORY / (PUBLISHED if whole else PARTIAL)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = machineFacts()
+    how = "python -m bench.tun" + " --quick" * options.quick
+    (folder / f"{NAME}.md").write_text(page(results, measures, facts, how))
+    (folder / f"{NAME}.svg").write_text(tunPicture(results, facts))
+    print(f"written: {folder}/{NAME}.md, {folder}/{NAME}.svg")
+
+
+if __name__ == "__main__":
+    main()
