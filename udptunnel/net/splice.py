@@ -308,10 +308,7 @@ class _Side:
             return
         if not self._waits:
             self._reactor.removeWriter(self.peer)
-            if self._ended:
-                self._finish()
-            else:
-                self._reactor.addReader(self)
+            self._reactor.addReader(self)
 
     def _empty(self, pipe: Pipe) -> None:
         try:
