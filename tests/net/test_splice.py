@@ -244,6 +244,19 @@ class SpliceTests(SpliceTestCase):
         self.assertEqual(self.ends, ["reset"])
         self.assertTrue(self.takesNothing(self.server))
 
+    def test_endMeetsReset(self) -> None:
+        """An end that can not be told any more, for the other side is broken by then, is no exception."""
+        reset(self.server)
+        self.client.shutdown(socket.SHUT_WR)
+        self.turn(lambda: bool(self.ends))
+        self.assertEqual(self.ends, ["reset"])
+
+    def test_flushTooEarly(self) -> None:
+        """A wake-up in which the slow reader still takes nothing changes nothing."""
+        sent = self.fill(self.client)
+        self.splice._other.doWrite()
+        self.assertEqual(self.receive(self.server, len(sent)), sent)
+
     def test_slowReader(self) -> None:
         """Who does not read makes the other wait; nothing but a pipe full piles up, and nothing is lost."""
         sent = self.fill(self.client)
