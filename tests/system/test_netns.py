@@ -224,7 +224,7 @@ class LifeTests(NetnsTestCase):
         inside.end()
         os.set_blocking(made.tun, False)
         # What asks for echo: the kernel would reply.
-        os.write(made.tun, bytes.fromhex("4500001c000040004001b8d7c0000209c0000008 0800f7ff00000000"))
+        os.write(made.tun, bytes.fromhex("4500001c000040004001b8cfc0000209c0000008 0800f7ff00000000"))
         self.assertRaises(BlockingIOError, os.read, made.tun, 2000)
 
     def test_impossible(self) -> None:
