@@ -108,6 +108,10 @@ class ConfigurationTests(SynchronousTestCase):
         self.assertEqual(capture.past, ("192.0.2.1", "203.0.113.0/24"))
         self.assertEqual((capture.networks, capture.everything, capture.names), (("10.0.0.0/8",), True, True))
 
+    def test_fakeRoute(self) -> None:
+        """Fake addresses lead into the TUN without a word; nobody wants them anywhere else."""
+        self.assertEqual(captureOf(configOf(fakeDns=["198.18.0.0/15"])).networks, ("198.18.0.0/15",))
+
     def test_fakeDns(self) -> None:
         """Two prefixes of one family are refused, with the option's name."""
         config = configOf(fakeDns=["198.18.0.0/15", "10.0.0.0/8"])
