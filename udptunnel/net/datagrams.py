@@ -56,7 +56,7 @@ RESTLESS_SECONDS = 1.0
 """How long a port does not rest after that was found out."""
 
 MOST_DISCARDS = 1 + BUFFER_BYTES // 256 // SLOTS
-"""Reads after which a socket is empty, but for what has come meanwhile: an empty datagram costs it 256 bytes or more."""
+"""Reads after which a socket is empty, but for what came meanwhile: even an empty datagram costs it 256 bytes."""
 
 KernelAddress = tuple[Any, ...]
 """What C{socket.sendto} takes: C{(host, port)}, for IPv6 perhaps with flow and scope."""
