@@ -333,6 +333,7 @@ class ServerService(MultiService):
         now = self.clock()
         self._endIfDrained()
         self._crammed = 0 < self._mostMemory < residentBytes()
+        self.traffic.tick(now)
         self.egress.tick(now)
         for session in list(self.sessions.values()):
             session.tick(now)
@@ -350,6 +351,7 @@ class ServerService(MultiService):
         """
         for listener in self.listeners:
             listener.start(self.authority.mayListenAnywhere, self.authority.advice)
+        self.traffic.tick(self.clock())
         self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(
             "udp-server: links at {listen}, at most {ports} external ports, offload {offload}",
