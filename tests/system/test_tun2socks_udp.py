@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from tests.system.clients import LARGEST, Echo, closeAll, open_
 from tests.system.namespaces import Network
 from tests.system.programs import ECHO, Program, until
-from tests.system.tunnelled import PROXY, STORE, WEB, Filter, TunnelledTestCase, store
+from tests.system.tunnelled import STORE, WEB, Filter, TunnelledTestCase, store
 from tests.system.watch import residentBytes
 
 TARGET, TARGET6 = Network.atTarget
@@ -23,20 +23,6 @@ SIZES = (0, 1, 1400, 1472, 1473, 9000, 65507)
 
 SOURCES = 1000
 RATE, DATAGRAM, STREAM_SECONDS = "100M", 1400, 3
-
-DANTE = f"""
-logoutput: stderr
-internal: {Network.atServer[0]} port = {PROXY}
-external: {Network.beforeTarget[0]}
-clientmethod: none
-socksmethod: none
-user.privileged: root
-user.unprivileged: nobody
-udp.connectdst: no
-client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
-socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 command: connect udpassociate }}
-socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 command: udpreply }}
-"""
 
 
 class UdpTestCase(TunnelledTestCase):
@@ -102,9 +88,7 @@ class DatagramTests(UdpTestCase):
 
     def test_dante(self) -> None:
         """Through Dante, which carries TCP and UDP."""
-        file = self.folder / "danted.conf"
-        file.write_text(DANTE)
-        self.start(self.network.server, "danted", "-f", str(file)).listens(PROXY)
+        self.startDante()
         self.addCleanup(self.addStore().close)
         self.startTun()
         self.assertEchoes(TARGET)
