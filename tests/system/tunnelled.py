@@ -41,16 +41,15 @@ HEV = "HEV_SOCKS5_SERVER"
 DANTE = f"""
 logoutput: stderr
 internal: {Network.atServer[0]} port = {PROXY}
-external: down0
 external: up0
 clientmethod: none
 socksmethod: none
 user.privileged: root
 user.unprivileged: nobody
 udp.connectdst: no
-client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
-socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 command: connect udpassociate }}
-socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 command: udpreply }}
+client pass {{ from: 0/0 to: 0/0 }}
+socks pass {{ from: 0/0 to: 0/0 command: connect udpassociate }}
+socks pass {{ from: 0/0 to: 0/0 command: udpreply }}
 """
 
 
