@@ -51,11 +51,17 @@ class PluginTests(ProcessTestCase):
     """What Twisted finds."""
 
     def test_found(self) -> None:
-        """Twisted finds both roles and the parser of socks5: endpoints, without loading any of the package."""
+        """Twisted finds all roles and the parser of socks5: endpoints, without loading any of the package."""
         done = self.run_(FIND)
         self.assertEqual(done.returncode, 0, done.stderr)
         roles, parsers, loaded = json.loads(done.stdout)
-        self.assertEqual(roles, {"udp-local": "udptunnel.tap.local", "udp-server": "udptunnel.tap.server"})
+        expected = {
+            "udp-local": "udptunnel.tap.local",
+            "udp-server": "udptunnel.tap.server",
+            "tun2socks": "udptunnel.tap.tun2socks",
+            "proxy-controller": "udptunnel.tap.controller",
+        }
+        self.assertEqual(roles, expected)
         self.assertIn("socks5", parsers)
         self.assertEqual(loaded, [])
 
@@ -77,17 +83,21 @@ class TwistdTests(ProcessTestCase):
         return self.run_(TWISTD, "-n", *words)
 
     def test_list(self) -> None:
-        """twistd lists both roles with what they do."""
+        """twistd lists all roles with what they do."""
         done = self.run_(TWISTD, "--help")
         self.assertEqual(done.returncode, 0)
         self.assertIn("udp-local", done.stdout)
         self.assertIn("udp-server", done.stdout)
+        self.assertIn("tun2socks", done.stdout)
+        self.assertIn("proxy-controller", done.stdout)
 
     def test_help(self) -> None:
         """Each role has a help with examples."""
         for role, example in (
             ("udp-local", "--forward 127.0.0.1:5353=9.9.9.9:53"),
             ("udp-server", "--allow 10.1.0.0/16"),
+            ("tun2socks", "--udp-socks-server-addr 127.0.0.1:1234"),
+            ("proxy-controller", "--socket /run/udptunnel.sock"),
         ):
             done = self.twistd(role, "--help")
             self.assertEqual(done.returncode, 0)
@@ -99,6 +109,9 @@ class TwistdTests(ProcessTestCase):
             (("udp-local", "--links", "0"), "--links 0: expected a whole number from 1 to 64"),
             (("udp-local", "--server", "nonsense"), "--server nonsense"),
             (("udp-server", "--deny", "moon"), "moon"),
+            (("tun2socks", "--tundev", "tun0"), "--socks-server-addr HOST:PORT is missing"),
+            (("tun2socks", "--fwmark", "red"), "--fwmark red: expected a whole number"),
+            (("proxy-controller",), "--socket: expected the PATH"),
         ):
             done = self.twistd(*words)
             self.assertEqual(done.returncode, 1)

@@ -135,9 +135,9 @@ def socksServer(text: str) -> Address:
 
 
 def deviceName(text: str) -> str:
-    """The name of a network device, as the kernel allows it (C{dev_valid_name})."""
-    if not re.fullmatch(r"[^/:\s%]{1,15}", text) or text in (".", ".."):
-        raise ValueError("a name of 1 to 15 characters without slash, colon, percent sign and space")
+    """The name of a network device; the kernel allows more signs (C{dev_valid_name}), but no tool likes them."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", ".."):
+        raise ValueError("a name of 1 to 15 letters, digits, dots, hyphens and underscores")
     return text
 
 
@@ -367,6 +367,9 @@ class ServerConfig:
     maxHalfOpen: int = option(
         256, integer(1, 1 << 20), "N", "Connections at once that are not logged in; one more makes one of them go."
     )
+    maxHalfOpenSource: int = option(
+        128, integer(1, 1 << 20), "N", "Connections at once of one host beyond loopback that are not logged in."
+    )
     maxUserSessions: int = option(64, integer(1, 1 << 20), "N", "Sessions of one user at once, parked ones included.")
     maxUserAssociations: int = option(65_536, integer(1, 1 << 24), "N", "Associations of one user at once.")
     maxUserLinks: int = option(256, integer(1, 1 << 20), "N", "Links of one user at once, over all sessions.")
@@ -465,9 +468,12 @@ class Tun2socksConfig:
     maxConnections: int = option(16_384, integer(1, 64_512), "N", "TCP connections at once.")
     maxAssociations: int = option(16_384, integer(1, 1 << 20), "N", "UDP sources at once.")
     tcpIdle: float = option(
-        0.0, number(0, 1e6), "S", "Seconds of silence after which a TCP connection ends; 0: it may be silent for ever."
+        0.0,
+        number(0, 864_000),
+        "S",
+        "Seconds of silence after which a TCP connection ends; 0: it may be silent for ever.",
     )
-    udpIdle: float = option(60.0, number(1, 1e6), "S", "Seconds of silence after which a UDP source is forgotten.")
+    udpIdle: float = option(60.0, number(1, 864_000), "S", "Seconds of silence after which a UDP source is forgotten.")
     loglevel: str = option(
         "info",
         oneOf("none", "error", "warning", "notice", "info", "debug", *"012345"),

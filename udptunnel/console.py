@@ -138,13 +138,18 @@ def _tryParts(role: str, config: Any) -> None:
     """Make the role's service and throw it away: it checks what can not be checked by one value alone."""
     from twisted.internet import reactor
 
+    from udptunnel.services.controller import ControllerService
     from udptunnel.services.local import LocalService
     from udptunnel.services.server import ServerService
+    from udptunnel.services.tun2socks import Tun2socksService
 
-    if role == "udp-local":
-        LocalService(config, reactor)
-    else:
-        ServerService(config, reactor)
+    makers: dict[str, Callable[[Any, Any], object]] = {
+        "udp-local": LocalService,
+        "udp-server": ServerService,
+        "tun2socks": Tun2socksService,
+        "proxy-controller": ControllerService,
+    }
+    makers[role](config, reactor)
 
 
 # -- demo

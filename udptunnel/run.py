@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -39,9 +39,9 @@ from udptunnel.wire.address import Address
 
 if TYPE_CHECKING:
     # Most of the package comes with it, and the command is to start at once.
-    from udptunnel.net.gateway import UdpReceiver, UdpWriter
     from udptunnel.net.stack import Connection
     from udptunnel.services.local import LocalService
+    from udptunnel.services.tun2socks import UdpMaker
 
 DEVICE = "tun0"
 
@@ -53,6 +53,8 @@ SOCKS = "127.0.0.1:1234"
 
 PASSED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that are the command's, not ours."""
+
+_AWAITED = frozenset((*PASSED, signal.SIGCHLD))
 
 SI_KERNEL = 0x80
 """From asm-generic/siginfo.h: a terminal has sent the signal, to the command as well as to us."""
@@ -108,9 +110,9 @@ def run(options: RunOptions) -> int:
     @return: its exit status; 128 and the number of a signal that has killed it.
     """
     # All threads inherit this. The command does not keep it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED, signal.SIGCHLD})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     try:
-        inside = Inside(wanted(options))
+        inside = Inside(wanted(options, _AWAITED - before))
     except OSError as error:
         print(f"udptunnel run: {error}", file=sys.stderr)
         return FAILED
@@ -119,16 +121,19 @@ def run(options: RunOptions) -> int:
     return Run(reactor, options, inside).run()
 
 
-def wanted(options: RunOptions) -> Wanted:
-    """What the command is to have around it."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+def wanted(options: RunOptions, unblocked: Collection[int] = ()) -> Wanted:
+    """
+    What the command is to have around it.
+
+    @param unblocked: signals that only we have blocked.
+    """
     return Wanted(
         DEVICE,
         ADDRESSES,
         options["mtu"],
         nameServer=options["dns"],
         command=options["command"],
-        unblocked=tuple(sorted({*PASSED, signal.SIGCHLD} & blocked)),
+        unblocked=tuple(map(int, unblocked)),
     )
 
 
@@ -183,9 +188,9 @@ class Run:
         from udptunnel.services.tun2socks import Tun2socksService
 
         local = await self._link()
-        service = Tun2socksService(self._config(made), self._reactor, udp=entryInto(local) if local else None)
-        if local is not None and self._options["socks-server"] is None:
-            service.tcp = NoTcp()
+        udp = entryInto(local) if local is not None else None
+        tcp = NoTcp() if local is not None and self._options["socks-server"] is None else None
+        service = Tun2socksService(self._config(made), self._reactor, udp=udp, tcp=tcp)
         service.startService()
         self._stack.push_async_callback(service.stopService)
 
@@ -228,7 +233,7 @@ class Run:
         """Pass signals on until the command ends. Runs in a thread of its own."""
         process = self._inside.process
         while process.poll() is None:
-            arrived = signal.sigwaitinfo({*PASSED, signal.SIGCHLD})
+            arrived = signal.sigwaitinfo(_AWAITED)
             if not self._gone and arrived.si_signo != signal.SIGCHLD:
                 self._reactor.callFromThread(self._stop, 128 + arrived.si_signo)
             elif arrived.si_signo != signal.SIGCHLD and arrived.si_code != SI_KERNEL:
@@ -255,7 +260,7 @@ class Run:
         self._inside.end()
 
 
-def entryInto(local: LocalService) -> Callable[[UdpWriter], UdpReceiver]:
+def entryInto(local: LocalService) -> UdpMaker:
     """What carries datagrams into a session of ours."""
     from udptunnel.net.tunentry import TunEntry
 

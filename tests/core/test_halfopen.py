@@ -14,9 +14,9 @@ from udptunnel.core.halfopen import HalfOpen
 NEARLY_ONE = 1 - 2**-53
 
 
-def makeHalfOpen(most: int = 3, random: float = 0.0) -> HalfOpen[str]:
+def makeHalfOpen(most: int = 3, random: float = 0.0, mostOfOne: int = 1000) -> HalfOpen[str]:
     """Room before the door for a few, and dice that always show the same."""
-    return HalfOpen(most, lambda: random)
+    return HalfOpen(most, mostOfOne, lambda: random)
 
 
 def enter(halfOpen: HalfOpen[str], *connections: str) -> list[str | None]:
@@ -51,6 +51,20 @@ class HalfOpenTests(SynchronousTestCase):
             self.assertTrue(str(halfOpen.enter(f"f{number}", "f")).startswith("f"))
         self.assertIn("a1", halfOpen)
         self.assertIn("b1", halfOpen)
+
+    def test_tooManyOfOne(self) -> None:
+        """One more of a source that has too many of its own makes one of these go, though there is room for others."""
+        halfOpen = makeHalfOpen(most=100, mostOfOne=2)
+        self.assertEqual(enter(halfOpen, "b1", "b2", "a1", "a2", "a3", "c1"), [None, None, None, None, "a1", None])
+        self.assertEqual(len(halfOpen), 5)
+        halfOpen.leave("b1")
+        self.assertEqual(enter(halfOpen, "b3"), [None])
+
+    def test_crowd(self) -> None:
+        """Where everybody comes from there is no such limit, but that of all counts."""
+        halfOpen = makeHalfOpen(most=10, mostOfOne=2)
+        gone = [halfOpen.enter(f"a{number}", "a", crowd=True) for number in range(12)]
+        self.assertEqual(gone, [None] * 10 + ["a0", "a1"])
 
     def test_random(self) -> None:
         """Which one of them is a matter of chance, so that nobody knows how to keep his place."""
@@ -93,7 +107,7 @@ class HalfOpenTests(SynchronousTestCase):
         """Somebody who logs in within ten of a flood's connections gets in nearly always, though it has one source."""
         dice, gone = Dice(1), 0
         for _ in range(200):
-            halfOpen: HalfOpen[int] = HalfOpen(256, dice.random)
+            halfOpen: HalfOpen[int] = HalfOpen(256, 256, dice.random)
             for each in range(300):
                 halfOpen.enter(each, "flood")
             halfOpen.enter(-1, "flood")
@@ -103,12 +117,14 @@ class HalfOpenTests(SynchronousTestCase):
     @settings(max_examples=EXAMPLES, deadline=None)
     @given(
         st.integers(1, 5),
+        st.integers(1, 6),
         st.lists(st.tuples(st.booleans(), st.integers(0, 15), st.integers(0, 3)), max_size=60),
         st.floats(0, 1, exclude_max=True),
     )
-    def test_bounded(self, most: int, steps: list[tuple[bool, int, int]], random: float) -> None:
+    def test_bounded(self, most: int, ofOne: int, steps: list[tuple[bool, int, int]], random: float) -> None:
         """Whatever happens, no more than so many wait, and each that must go did wait and is not the newest."""
-        halfOpen: HalfOpen[int] = HalfOpen(most, lambda: random)
+        halfOpen: HalfOpen[int] = HalfOpen(most, ofOne, lambda: random)
+        sources: dict[int, int] = {}
         waiting: set[int] = set()
         for comes, connection, source in steps:
             if comes and connection not in waiting:
@@ -117,6 +133,8 @@ class HalfOpenTests(SynchronousTestCase):
                     self.assertIn(surplus, waiting)
                     waiting.remove(surplus)
                 waiting.add(connection)
+                sources[connection] = source
+                self.assertLessEqual(sum(sources[each] == source for each in waiting), ofOne)
             elif not comes:
                 halfOpen.leave(connection)
                 waiting.discard(connection)

@@ -7,7 +7,7 @@ import ipaddress
 import os
 from collections.abc import Iterator
 
-from udptunnel.net.rtnetlink import MAIN, USUAL_METRIC, Device, Route, Rule
+from udptunnel.net.rtnetlink import MAIN, USUAL_METRIC, Device, KernelRoute, Rule
 
 LAN, TUN = 2, 7
 """Numbers of devices that most tests have."""
@@ -39,10 +39,10 @@ class MemoryRouting:
         card = Device(LAN, "eth0", True, "", frozenset((4, 6)))
         self.present = [Device(1, "lo", True), card, *(devices or (makeDevice(),))]
         self.table = [
-            Route("192.168.1.0/24", LAN, protocol=2),
-            Route("0.0.0.0/0", LAN, "192.168.1.1", metric=100, protocol=16),
-            Route("fd00:1::/64", LAN, metric=256, protocol=2),
-            Route("::/0", LAN, "fe80::1", metric=1024, protocol=9),
+            KernelRoute("192.168.1.0/24", LAN, protocol=2),
+            KernelRoute("0.0.0.0/0", LAN, "192.168.1.1", metric=100, protocol=16),
+            KernelRoute("fd00:1::/64", LAN, metric=256, protocol=2),
+            KernelRoute("::/0", LAN, "fe80::1", metric=1024, protocol=9),
         ]
         self.chosen = list(USUAL_RULES)
         self.refused: dict[object, OSError] = {}
@@ -57,11 +57,11 @@ class MemoryRouting:
         self._called("devices")
         return list(self.present)
 
-    def routes(self, protocol: int | None = None, table: int | None = None) -> list[Route]:
+    def routes(self, protocol: int | None = None, table: int | None = None) -> list[KernelRoute]:
         self._called("routes")
         return [each for each in self.table if protocol in (None, each.protocol) and table in (None, each.table)]
 
-    def addRoute(self, route: Route) -> None:
+    def addRoute(self, route: KernelRoute) -> None:
         self._called("addRoute", route.family)
         metric = route.metric or USUAL_METRIC[route.family]
         if any((each.network, each.table, each.metric) == (route.network, route.table, metric) for each in self.table):
@@ -70,7 +70,7 @@ class MemoryRouting:
             raise failure(errno.ENODEV)
         self.table.append(route._replace(metric=metric))
 
-    def removeRoute(self, route: Route) -> None:
+    def removeRoute(self, route: KernelRoute) -> None:
         self._called("removeRoute", route.family)
         if route not in self.table:
             raise failure(errno.ESRCH)
@@ -138,7 +138,7 @@ class MemoryRouting:
                 yield rule.table, rule.specific
             least = rule.jump or least
 
-    def _best(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address, table: int) -> Route | None:
+    def _best(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address, table: int) -> KernelRoute | None:
         fitting = [
             (ipaddress.ip_network(route.network).prefixlen, -route.metric, route)
             for route in self.table

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.net.routing import LAN, TUN, USUAL_RULES, MemoryRouting, failure, makeDevice
 from udptunnel.errors import RouteError
 from udptunnel.net.detour import HALVES, METRIC, PROTOCOL, Detour, Way
-from udptunnel.net.rtnetlink import Device, Route, Rule
+from udptunnel.net.rtnetlink import Device, KernelRoute, Rule
 
 ADDRESSES = "10.0.85.1/24", "fd00:85::1/64"
 PROXY, PROXY6, ROUTER, ROUTER6, FAR, FAR6 = (
@@ -74,7 +74,7 @@ class DetourTestCase(SynchronousTestCase):
     def set(self, way: Way = WAY) -> None:
         self.detour.set(self.tun, way)
 
-    def routes(self) -> dict[str, Route]:
+    def routes(self) -> dict[str, KernelRoute]:
         """Our routes by network."""
         return {route.network: route for route in self.system.routes(PROTOCOL)}
 
@@ -92,8 +92,8 @@ class SetTests(DetourTestCase):
         """The default route leads through the TUN by way of the router, and the proxy has its old way."""
         self.set()
         routes = self.routes()
-        self.assertEqual(routes["0.0.0.0/0"], Route("0.0.0.0/0", TUN, ROUTER, metric=METRIC, protocol=PROTOCOL))
-        self.assertEqual(routes[f"{PROXY}/32"], Route(f"{PROXY}/32", LAN, "192.168.1.1", protocol=PROTOCOL))
+        self.assertEqual(routes["0.0.0.0/0"], KernelRoute("0.0.0.0/0", TUN, ROUTER, metric=METRIC, protocol=PROTOCOL))
+        self.assertEqual(routes[f"{PROXY}/32"], KernelRoute(f"{PROXY}/32", LAN, "192.168.1.1", protocol=PROTOCOL))
         self.assertEqual((self.system.deviceTowards(FAR), self.system.deviceTowards(PROXY)), (TUN, LAN))
         self.assertTrue(self.detour.reachable)
         self.detour.clear()
@@ -151,9 +151,16 @@ class SetTests(DetourTestCase):
         self.assertNotIn("192.168.1.9/32", self.routes())
         self.assertEqual(self.system.deviceTowards("192.168.1.9"), LAN)
 
+    def test_proxyThroughTun(self) -> None:
+        """A route that leads to the proxy through the TUN itself is no way to it."""
+        self.system.table.append(KernelRoute("203.0.113.0/24", TUN))
+        self.before = sorted(self.system.table)
+        self.set()
+        self.assertEqual(self.system.deviceTowards(PROXY), LAN)
+
     def test_bestGateway(self) -> None:
         """Of several default routes the proxy has the one with the least metric."""
-        self.system.table.append(Route("0.0.0.0/0", LAN, "192.168.1.2", metric=50))
+        self.system.table.append(KernelRoute("0.0.0.0/0", LAN, "192.168.1.2", metric=50))
         self.set()
         self.assertEqual(self.routes()[f"{PROXY}/32"].gateway, "192.168.1.2")
 
@@ -189,7 +196,7 @@ class RefusedTests(DetourTestCase):
     def test_otherRules(self) -> None:
         """Rules of others that go first, such as those of WireGuard, are found out."""
         self.system.present.insert(0, Device(9, "wg0", True))
-        self.system.table.append(Route("0.0.0.0/0", 9, table=51820))
+        self.system.table.append(KernelRoute("0.0.0.0/0", 9, table=51820))
         self.before = sorted(self.system.table)
         rule = Rule(4, 32764, 0, 51820, notMark=51820)
         self.system.chosen.append(rule)
@@ -201,7 +208,7 @@ class RefusedTests(DetourTestCase):
     def test_otherHalves(self) -> None:
         """So are halves of the address space through another TUN, as OpenVPN has them."""
         self.system.present.insert(0, Device(9, "tun9", True))
-        self.system.table += [Route(half, 9, "10.8.0.1") for half in HALVES[4]]
+        self.system.table += [KernelRoute(half, 9, "10.8.0.1") for half in HALVES[4]]
         self.before = sorted(self.system.table)
         self.assertIn("other routes or rules", self.refuse())
 
@@ -246,7 +253,7 @@ class MendTests(DetourTestCase):
     def test_greaterRival(self) -> None:
         """A new default route with a metric below ours does not win."""
         self.set()
-        rival = Route("0.0.0.0/0", LAN, "192.168.1.1", metric=1)
+        rival = KernelRoute("0.0.0.0/0", LAN, "192.168.1.1", metric=1)
         self.system.table.append(rival)
         self.detour.mend(self.tun)
         self.assertEqual(self.system.deviceTowards(FAR), TUN)
@@ -265,7 +272,7 @@ class LeftoverTests(DetourTestCase):
 
     def test_sweep(self) -> None:
         """All of it is removed, and nothing else, be it ours of another role."""
-        self.system.table.append(Route("198.18.0.0/15", LAN, protocol=117))
+        self.system.table.append(KernelRoute("198.18.0.0/15", LAN, protocol=117))
         self.before = sorted(self.system.table)
         self.set()
         again = Detour(self.system)

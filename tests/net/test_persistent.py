@@ -154,6 +154,12 @@ class PersistentTests(SynchronousTestCase):
         self.put(f"udptunnel proxy-controller {os.getppid()} 1")
         self.assertNotEqual(self.tun.make().number, 9)
 
+    def test_notConfigured(self) -> None:
+        """One that can not be set up does not stay."""
+        self.tuns.refused["configure"] = failure(errno.EACCES)
+        self.assertIn("Permission denied", str(self.assertRaises(ListenError, self.tun.make)))
+        self.assertIsNone(self.tun.device)
+
     def test_notAllowed(self) -> None:
         """Who may not make TUNs is told what is missing; the descriptor is closed."""
         self.tuns.refused["open"] = failure(errno.EPERM)

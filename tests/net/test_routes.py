@@ -20,7 +20,7 @@ from udptunnel.net.routes import (
     _tableOf,
     priorityOf,
 )
-from udptunnel.net.rtnetlink import MAIN, Device, Route, Rule, networkOf
+from udptunnel.net.rtnetlink import MAIN, Device, KernelRoute, Rule, networkOf
 
 FAR, NEAR, SERVER = "198.51.100.7", "192.168.1.9", "203.0.113.5"
 FAR6, SERVER6 = "2001:db8:7::7", "2001:db8:5::5"
@@ -41,7 +41,7 @@ class RoutesTestCase(SynchronousTestCase):
         if event.get("log_level") == LogLevel.warn:
             self.warnings.append(str(event.get("log_format")))
 
-    def state(self) -> tuple[list[Route], list[Rule], dict[str, int]]:
+    def state(self) -> tuple[list[KernelRoute], list[Rule], dict[str, int]]:
         """What must not change in the end."""
         return sorted(self.system.table), sorted(self.system.chosen), dict(self.system.strict)
 
@@ -167,7 +167,7 @@ class EverythingTests(RoutesTestCase):
         """What goes past the TUN meets the rules of others behind ours, such as those of WireGuard."""
         wireguard = Device(9, "wg0", True)
         self.system.present.append(wireguard)
-        self.system.table.append(Route("0.0.0.0/0", 9, table=51820))
+        self.system.table.append(KernelRoute("0.0.0.0/0", 9, table=51820))
         self.system.chosen.append(Rule(4, 32000, 0, 51820, notMark=51820))
         self.start(Capture(everything=True, past=(SERVER,)))
         self.assertEqual(self.system.deviceTowards(SERVER), 9)
@@ -211,14 +211,14 @@ class SeveralTests(RoutesTestCase):
 
     def test_secondFamily(self) -> None:
         """A table of which somebody has one family only is not taken either."""
-        self.system.table.append(Route("::/0", 8, table=FIRST_TABLE, metric=1024, protocol=PROTOCOL))
+        self.system.table.append(KernelRoute("::/0", 8, table=FIRST_TABLE, metric=1024, protocol=PROTOCOL))
         self.assertEqual(self.start(EVERYTHING, checks=False).table, FIRST_TABLE + 1)
         self.assertEqual(len(self.system.routes(table=FIRST_TABLE)), 1)
 
     def test_tooMany(self) -> None:
         """There is an end to tables."""
         for table in range(FIRST_TABLE, FIRST_TABLE + TABLES):
-            self.system.table.append(Route("0.0.0.0/0", 8, table=table, protocol=PROTOCOL))
+            self.system.table.append(KernelRoute("0.0.0.0/0", 8, table=table, protocol=PROTOCOL))
         error = self.assertRaises(RouteError, Routes(EVERYTHING, self.system).start, "tun0")
         self.assertIn(f"{TABLES} processes", str(error))
 
@@ -289,7 +289,7 @@ class LeftoverTests(RoutesTestCase):
     def test_strangers(self) -> None:
         """Nothing that others have made is touched, whatever its priority or table."""
         self.system.chosen.append(Rule(4, priorityOf(FIRST_TABLE), 4, FIRST_TABLE))
-        self.system.table.append(Route("0.0.0.0/0", TUN, table=FIRST_TABLE, metric=7, protocol=4))
+        self.system.table.append(KernelRoute("0.0.0.0/0", TUN, table=FIRST_TABLE, metric=7, protocol=4))
         self.start(EVERYTHING)
 
     def test_again(self) -> None:

@@ -61,6 +61,7 @@ class SpliceTestCase(SynchronousTestCase):
     spliced = True
 
     def setUp(self) -> None:
+        self.before = openDescriptors()
         self.reactor = PortReactor()
         self.pipes = Pipes(self.spliced)
         self.ends: list[str] = []
@@ -74,6 +75,7 @@ class SpliceTestCase(SynchronousTestCase):
         self.client.close()
         self.server.close()
         self.assertEqual((self.reactor.removeAll(), self.reactor.getDelayedCalls()), ([], []))
+        self.assertEqual(openDescriptors() - self.before, set())
 
     def join(self, rests: tuple[bytes, bytes] = (b"", b""), idleSeconds: float = 0.0) -> Splice:
         """Join two new connections."""
@@ -247,6 +249,10 @@ class SpliceTests(SpliceTestCase):
         sent = self.fill(self.client)
         self.assertLess(len(sent), LARGE_BYTES + (4 << 20))
         self.assertGreater(len(sent), BUFFER)
+        self.assertNotIn(self.splice._one, self.reactor.getReaders())
+        moved = self.pipes.moved
+        self.splice._one.doRead()
+        self.assertEqual(self.pipes.moved, moved)
         self.server.sendall(b"the other direction is open")
         self.assertEqual(len(self.receive(self.client, 27)), 27)
         seen = self.receive(self.server, len(sent))
@@ -323,7 +329,7 @@ class SpliceTests(SpliceTestCase):
 
     def test_lateCalls(self) -> None:
         """A reactor that calls once more after the end does no harm."""
-        sides = self.splice._sides
+        sides = (self.splice._one, self.splice._other)
         self.splice.close()
         for side in sides:
             side.doRead()
@@ -396,6 +402,15 @@ class MoveTests(SpliceTestCase):
         self.client, self.server = first, firstServer
         self.assertEqual(self.receive(self.server, len(sent)), sent)
 
+    def test_fairPipe(self) -> None:
+        """One turn moves a bounded number of bytes."""
+        self.pipes._mostLarge = 0
+        self.pipes.giveBack(Pipe(*os.pipe2(os.O_NONBLOCK), 1000))
+        with mock.patch("udptunnel.net.splice.SHARE_BYTES", 1), mock.patch("udptunnel.net.splice.LITTLE_BYTES", 1):
+            self.client.sendall(bytes(5000))
+            self.reactor.turn(1)
+        self.assertEqual(self.pipes.moved, 1000)
+
     def test_refusedAtOnce(self) -> None:
         """A kernel that can not splice a socket has it copied, without a byte lost."""
         with mock.patch("os.splice", side_effect=OSError(errno.EINVAL, "no")):
@@ -412,7 +427,7 @@ class MoveTests(SpliceTestCase):
                 raise OSError(errno.EINVAL, "no")
             return real(source, target, count, flags=flags)
 
-        targets = [side.fileno() for side in self.splice._sides]
+        targets = [side.fileno() for side in (self.splice._one, self.splice._other)]
         with mock.patch("os.splice", refuse):
             self.client.sendall(b"question")
             self.assertEqual(self.receive(self.server, 8), b"question")
@@ -528,7 +543,7 @@ class EpollTests(TestCase):
             except BlockingIOError:
                 pass
             self.turn(2)
-        self.splice._sides[1]._reactor.removeReader(self.splice._sides[1])
+        self.splice._other._reactor.removeReader(self.splice._other)
         reset(self.server)
         self.turn()
         self.assertEqual(self.ends, ["reset"])

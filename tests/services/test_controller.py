@@ -24,7 +24,7 @@ from tests.net.test_persistent import MemoryTuns
 from udptunnel.config import ControllerConfig
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.detour import PROTOCOL
-from udptunnel.net.rtnetlink import Route
+from udptunnel.net.rtnetlink import KernelRoute
 from udptunnel.net.watch import REST_SECONDS
 from udptunnel.services.controller import (
     BARE_BYTES,
@@ -274,7 +274,8 @@ class CommandTests(ServiceTestCase):
         self.assertEqual(self.ask(self.client, CONFIGURE)["statusCode"], SUCCESS)
 
     def test_noTun(self) -> None:
-        """If it can not be made, the answer says so."""
+        """If it can not be made, the answer says so, and nothing is in force any more."""
+        self.ask(self.client, CONFIGURE)
         device = self.service._tun.device
         assert device is not None
         self.routing.removeDevice(device.number)
@@ -282,6 +283,8 @@ class CommandTests(ServiceTestCase):
         answer = self.ask(self.client, CONFIGURE)
         self.assertEqual(answer["statusCode"], FAILURE)
         self.assertIn("--tundev tun0", answer["errorMessage"])
+        self.assertEqual(sorted(self.routing.table), self.before)
+        self.assertEqual(self.ask(self.client, STATUS)["connectionStatus"], DISCONNECTED)
 
 
 class LineTests(ServiceTestCase):
@@ -432,7 +435,7 @@ class StartTests(ServiceTestCase):
 
     def test_left(self) -> None:
         """Routes that a killed controller has left are removed."""
-        self.routing.table.append(Route(f"{PROXY}/32", LAN, "192.168.1.1", protocol=PROTOCOL))
+        self.routing.table.append(KernelRoute(f"{PROXY}/32", LAN, "192.168.1.1", protocol=PROTOCOL))
         self.start()
         self.assertEqual(sorted(self.routing.table), self.before)
 

@@ -547,23 +547,24 @@ class LoginTimeoutTests(MemoryTestCase):
         self.assertEqual(self.service.report()["halfOpen"], 0)
 
 
+def gone(transports: list[MortalTransport]) -> list[int]:
+    """Which connections were closed."""
+    return [place for place, each in enumerate(transports) if each.disconnected]
+
+
 class HalfOpenTests(MemoryTestCase):
     """Connections that are not logged in."""
 
     config = dataclasses.replace(MemoryTestCase.config, maxHalfOpen=4)
 
-    def gone(self, transports: list[MortalTransport]) -> list[int]:
-        """Which connections were closed."""
-        return [place for place, each in enumerate(transports) if each.disconnected]
-
     def test_oneMustGo(self) -> None:
         """One more than there may be makes one of them go, and it is never the one that has just come."""
         waiting = [self.connect() for _ in range(4)]
-        self.assertEqual((self.gone(waiting), self.service.logins), ([], {}))
+        self.assertEqual((gone(waiting), self.service.logins), ([], {}))
         for number in range(1, 30):
             waiting.append(self.connect())
             self.assertFalse(waiting[-1].disconnected)
-            self.assertEqual(len(self.gone(waiting)), number)
+            self.assertEqual(len(gone(waiting)), number)
         report = self.service.report()
         self.assertEqual((report["halfOpen"], report["logins"]), (4, {"dropped early": 29}))
 
@@ -584,15 +585,15 @@ class HalfOpenTests(MemoryTestCase):
         """It is one of the source that has most of them."""
         honest = [self.connect("192.0.2.7"), self.connect("192.0.2.8")]
         flood = [self.connect("192.0.2.66") for _ in range(20)]
-        self.assertEqual(self.gone(honest), [])
-        self.assertEqual(len(self.gone(flood)), 18)
+        self.assertEqual(gone(honest), [])
+        self.assertEqual(len(gone(flood)), 18)
 
     def test_mostOfOneNetwork(self) -> None:
         """The addresses of one IPv6 network of 64 bits are one source; those of another are not."""
         honest = [self.connect("2001:db8:0:7::1"), self.connect("2001:db8:0:8::1")]
         flood = [self.connect(f"2001:db8:0:66::{number:x}") for number in range(1, 21)]
-        self.assertEqual(self.gone(honest), [])
-        self.assertEqual(len(self.gone(flood)), 18)
+        self.assertEqual(gone(honest), [])
+        self.assertEqual(len(gone(flood)), 18)
 
     def test_loggedIn(self) -> None:
         """Those that have logged in do not count, nor do those that are gone."""
@@ -601,7 +602,21 @@ class HalfOpenTests(MemoryTestCase):
         for _ in range(10):
             self.connect().die()
         waiting = [self.connect() for _ in range(4)]
-        self.assertEqual((self.gone(up), self.gone(waiting)), ([], []))
+        self.assertEqual((gone(up), gone(waiting)), ([], []))
+
+
+class HalfOpenSourceTests(MemoryTestCase):
+    """Connections of one source that are not logged in."""
+
+    config = dataclasses.replace(MemoryTestCase.config, maxHalfOpen=100, maxHalfOpenSource=2)
+
+    def test_limit(self) -> None:
+        """One source has a limit of its own, but not loopback, where everybody behind a carrier comes from."""
+        flood = [self.connect("192.0.2.66") for _ in range(5)]
+        self.assertEqual(len(gone(flood)), 3)
+        self.assertFalse(flood[-1].disconnected)
+        crowd = [self.connect("127.0.0.1") for _ in range(5)]
+        self.assertEqual((gone(crowd), len(gone(flood))), ([], 3))
 
 
 class MemoryLimitTests(MemoryTestCase):

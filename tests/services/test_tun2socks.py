@@ -19,6 +19,7 @@ from udptunnel.net.dns import FakeDns, RedirectedDns
 from udptunnel.net.routes import MARK
 from udptunnel.net.stack import KernelStack, Place
 from udptunnel.net.testing import PortReactor
+from udptunnel.net.tun import IFF_NO_PI, IFF_TUN
 from udptunnel.services.tun2socks import (
     TRIES,
     Tun2socksService,
@@ -106,6 +107,10 @@ class ConfigurationTests(SynchronousTestCase):
         capture = captureOf(configOf(autoRoute=True, bypass=["203.0.113.0/24"], dns="9.9.9.9", route=["10.0.0.0/8"]))
         self.assertEqual(capture.past, ("192.0.2.1", "203.0.113.0/24"))
         self.assertEqual((capture.networks, capture.everything, capture.names), (("10.0.0.0/8",), True, True))
+
+    def test_fakeRoute(self) -> None:
+        """Fake addresses lead into the TUN without a word; nobody wants them anywhere else."""
+        self.assertEqual(captureOf(configOf(fakeDns=["198.18.0.0/15"])).networks, ("198.18.0.0/15",))
 
     def test_fakeDns(self) -> None:
         """Two prefixes of one family are refused, with the option's name."""
@@ -266,6 +271,7 @@ class ServiceTests(SynchronousTestCase):
 
     def test_adopted(self) -> None:
         """A descriptor that was handed over is used as it is, and its loss is the end."""
+        self.system.flags = IFF_TUN | IFF_NO_PI
         service = self.start(tundev=None, tunFd="77")
         self.assertEqual(self.system.configured, [])
         self.lose()

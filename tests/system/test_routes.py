@@ -21,7 +21,7 @@ from tests.system.namespaces import Namespace, run
 from tests.test_plugins import TWISTD, environment
 from udptunnel.errors import RouteError
 from udptunnel.net.routes import FIRST_TABLE, MARK, PROTOCOL, Capture, Routes
-from udptunnel.net.rtnetlink import MAIN, LinuxRouting, Route, Rule
+from udptunnel.net.rtnetlink import MAIN, KernelRoute, LinuxRouting, Rule
 
 GATEWAY, GATEWAY6 = "10.1.0.2", "fd00:1::2"
 SERVER, SERVER6 = "203.0.113.5", "2001:db8:5::5"
@@ -180,13 +180,13 @@ class SystemTests(RouteTestCase):
                 *(Rule(family, 30002, PROTOCOL, FIRST_TABLE, notMark=MARK) for family in (4, 6)),
             ]
             routes = [
-                Route("0.0.0.0/0", tun, "", FIRST_TABLE, 0, PROTOCOL),
-                Route("::/0", tun, "", FIRST_TABLE, 1024, PROTOCOL),
-                Route("0.0.0.0/0", 0, "", FIRST_TABLE + 1, 0, PROTOCOL),
-                Route("::/0", 0, "", FIRST_TABLE + 1, 1024, PROTOCOL),
-                Route("0.0.0.0/0", tun, "10.9.0.1", MAIN, 5, PROTOCOL),
-                Route("192.0.2.0/24", tun, "10.9.0.2", MAIN, 0, PROTOCOL),
-                Route("::/0", tun, "fd00:9::2", MAIN, 5, PROTOCOL),
+                KernelRoute("0.0.0.0/0", tun, "", FIRST_TABLE, 0, PROTOCOL),
+                KernelRoute("::/0", tun, "", FIRST_TABLE, 1024, PROTOCOL),
+                KernelRoute("0.0.0.0/0", 0, "", FIRST_TABLE + 1, 0, PROTOCOL),
+                KernelRoute("::/0", 0, "", FIRST_TABLE + 1, 1024, PROTOCOL),
+                KernelRoute("0.0.0.0/0", tun, "10.9.0.1", MAIN, 5, PROTOCOL),
+                KernelRoute("192.0.2.0/24", tun, "10.9.0.2", MAIN, 0, PROTOCOL),
+                KernelRoute("::/0", tun, "fd00:9::2", MAIN, 5, PROTOCOL),
             ]
             for rule in rules:
                 self.system.addRule(rule)
@@ -471,7 +471,8 @@ class ControllerTests(RouteTestCase):
     def test_owner(self) -> None:
         """The TUN is for the controller's user alone, unless another one is named; that one can open it."""
         attach = (
-            "import fcntl, os, struct; os.setuid(65534); tun = os.open('/dev/net/tun', os.O_RDWR);"
+            # Where the file itself is for root alone, this is what a device group would allow.
+            "import fcntl, os, struct; tun = os.open('/dev/net/tun', os.O_RDWR); os.setuid(65534);"
             "fcntl.ioctl(tun, 0x400454CA, struct.pack('16sH22x', b'tun0', 0x1001))"
         )
 

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from udptunnel.errors import RouteError
-from udptunnel.net.rtnetlink import EVERYTHING, MAIN, USUAL_METRIC, Device, Route, Routing
+from udptunnel.net.rtnetlink import EVERYTHING, MAIN, USUAL_METRIC, Device, KernelRoute, Routing
 
 PROTOCOL = 118
 """Who has made a route: the controller. Another number than C{routes.PROTOCOL}, so that neither sweeps the other's."""
@@ -141,13 +141,13 @@ class Detour:
         wanted = self._wanted(self.way)
         present = self._system.routes(PROTOCOL)
         stale = [route for route in present if route not in wanted]
-        missing = [route for route in wanted if route not in present]
+        absent = [route for route in wanted if route not in present]
         for route in stale:
             self._remove(route)
-        for route in missing:
+        for route in absent:
             self._add(route)
         self.reachable = self._hop(self.way.proxy) is not None
-        return bool(stale or missing)
+        return bool(stale or absent)
 
     def clear(self) -> None:
         """
@@ -160,7 +160,7 @@ class Detour:
 
     # -- what should be there
 
-    def _wanted(self, way: Way) -> list[Route]:
+    def _wanted(self, way: Way) -> list[KernelRoute]:
         """The proxy's route first: its packets should not see the others without it."""
         wanted = self._pastRoutes(way.proxy)
         for family in EVERYTHING:
@@ -169,11 +169,11 @@ class Detour:
                 wanted += [self._leading(network, through, way.router) for network in self._networks(family)]
         return wanted
 
-    def _pastRoutes(self, proxy: str) -> list[Route]:
+    def _pastRoutes(self, proxy: str) -> list[KernelRoute]:
         """What leads to the proxy; nothing, if it has a more specific route than a default anyway."""
         hop = self._hop(proxy)
         own = f"{proxy}/{128 if ':' in proxy else 32}"
-        route = Route(own, 0, protocol=PROTOCOL)
+        route = KernelRoute(own, 0, protocol=PROTOCOL)
         route = route._replace(metric=USUAL_METRIC[route.family])
         if hop is None:
             return [route]
@@ -181,7 +181,7 @@ class Detour:
             return []
         return [route._replace(device=hop.device, gateway=hop.gateway)]
 
-    def _hop(self, proxy: str) -> Route | None:
+    def _hop(self, proxy: str) -> KernelRoute | None:
         """The route that leads to the proxy without us."""
         address = ipaddress.ip_address(proxy)
         leading = [route for route in self._others() if address in ipaddress.ip_network(route.network)]
@@ -193,19 +193,19 @@ class Detour:
         metrics = [route.metric for route in self._others() if route.network == EVERYTHING[family]]
         return (EVERYTHING[family],) if min(metrics, default=METRIC + 1) > METRIC else HALVES[family]
 
-    def _leading(self, network: str, through: bool, router: str) -> Route:
-        route = Route(network, self._device.number if through else 0, metric=METRIC, protocol=PROTOCOL)
+    def _leading(self, network: str, through: bool, router: str) -> KernelRoute:
+        route = KernelRoute(network, self._device.number if through else 0, metric=METRIC, protocol=PROTOCOL)
         return route._replace(gateway=router) if through and (":" in router) == (route.family == 6) else route
 
-    def _others(self) -> list[Route]:
+    def _others(self) -> list[KernelRoute]:
         return [route for route in self._system.routes(table=MAIN) if self._isOthers(route)]
 
-    def _isOthers(self, route: Route) -> bool:
+    def _isOthers(self, route: KernelRoute) -> bool:
         return route.protocol != PROTOCOL and route.device != self._device.number
 
     # -- doing it
 
-    def _add(self, route: Route) -> None:
+    def _add(self, route: KernelRoute) -> None:
         try:
             self._system.addRoute(route)
         except OSError as error:
@@ -213,7 +213,7 @@ class Detour:
             if route.family != 6 or route.device or error.errno not in _NO_IPV6:
                 raise OSError(error.errno, f"{route.network}: {os.strerror(error.errno or 0)}") from error
 
-    def _remove(self, route: Route) -> None:
+    def _remove(self, route: KernelRoute) -> None:
         try:
             self._system.removeRoute(route)
         except OSError as error:
@@ -237,5 +237,5 @@ class Detour:
             return 0
 
 
-def _lengthOf(route: Route) -> int:
+def _lengthOf(route: KernelRoute) -> int:
     return int(route.network.rpartition("/")[2])

@@ -83,6 +83,9 @@ def useLogLines(config: RoleConfig, reactor: Any, beginner: Any = globalLogBegin
     @param beginner: a C{LogBeginner}.
     """
     begin = beginner.beginLoggingTo
+    if getattr(begin, "writesLines", False):
+        # Another role in the same process has seen to it.
+        return
 
     def beginLoggingTo(observers: Iterable[Any], *rest: Any, **named: Any) -> None:
         journals = [Journal(each, Style(config), reactor.seconds) for each in observers]
@@ -90,6 +93,7 @@ def useLogLines(config: RoleConfig, reactor: Any, beginner: Any = globalLogBegin
             _summarise(reactor, journal)
         begin(journals, *rest, **named)
 
+    beginLoggingTo.writesLines = True  # type: ignore[attr-defined]
     beginner.beginLoggingTo = beginLoggingTo
 
 

@@ -111,13 +111,14 @@ class Inside:
         @raise OSError: there is no process to be had.
         """
         self._outside, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._outside.settimeout(SECONDS)
         with inside:
             inside.set_inheritable(True)
-            words = json.dumps(sys.path), str(inside.fileno()), str(wanted)
-            # What a shell, for example, has given us to hand on is the command's.
-            kept: dict[str, Any] = {"close_fds": False} if wanted.command else {"pass_fds": (inside.fileno(),)}
-            self.process = subprocess.Popen([sys.executable, "-c", _PROGRAM, *words], **kept)
-        self._outside.settimeout(SECONDS)
+            try:
+                self.process = _start(wanted, inside.fileno())
+            except OSError:
+                self._outside.close()
+                raise
 
     def made(self) -> Made:
         """
@@ -147,7 +148,17 @@ class Inside:
         self.process.wait()
 
 
+def _start(wanted: Wanted, descriptor: int) -> subprocess.Popen[bytes]:
+    # What a shell, for example, has given us to hand on is the command's.
+    kept: dict[str, Any] = {"close_fds": False} if wanted.command else {"pass_fds": (descriptor,)}
+    words = json.dumps(sys.path), str(descriptor), str(wanted)
+    return subprocess.Popen([sys.executable, "-c", _PROGRAM, *words], **kept)
+
+
 def _receive(outside: socket.socket) -> tuple[bytes, list[int]]:
     """A message with descriptors, which no other process is to inherit."""
-    text, descriptors, _, _ = socket.recv_fds(outside, _ANSWER_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    text, descriptors, _, _ = socket.recv_fds(outside, _ANSWER_BYTES, _MOST_DESCRIPTORS)
+    for each in descriptors:
+        # MSG_CMSG_CLOEXEC does not get as far as the kernel from recv_fds of Python 3.11.
+        os.set_inheritable(each, False)
     return text, descriptors

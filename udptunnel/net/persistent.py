@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from contextlib import suppress
 
 from udptunnel.errors import ListenError
 from udptunnel.net.rtnetlink import Device, Routing
@@ -50,13 +51,19 @@ class PersistentTun:
         try:
             if not self._takeOver():
                 self._open()
+            # First of all it must say whose it is: whatever fails now, it can be found.
+            self._routing.setAlias(self._present().number, _alias(os.getpid()))
             self._system.configure(name, self._interface)
-            device = self.device
-            if device is None:
-                raise OSError(errno.ENODEV, "it is gone")
-            self._routing.setAlias(device.number, _alias(os.getpid()))
+            return self._present()
         except (OSError, ImportError, ValueError) as error:
+            with suppress(OSError):
+                self.remove()
             raise ListenError(f"--tundev {name}: {_reason(error)}") from error
+
+    def _present(self) -> Device:
+        device = self.device
+        if device is None:
+            raise OSError(errno.ENODEV, "it is gone")
         return device
 
     def _takeOver(self) -> bool:

@@ -44,8 +44,8 @@ from udptunnel.net.rtnetlink import (
     MAIN,
     USUAL_METRIC,
     Device,
+    KernelRoute,
     LinuxRouting,
-    Route,
     Routing,
     Rule,
     networkOf,
@@ -169,7 +169,7 @@ class Routes:
         self._loosen()
 
     def _lead(self, network: str) -> None:
-        route = Route(networkOf(network), self._device.number, protocol=PROTOCOL)
+        route = KernelRoute(networkOf(network), self._device.number, protocol=PROTOCOL)
         try:
             self._addRoute(route._replace(metric=USUAL_METRIC[route.family]))
         except FileExistsError:
@@ -177,7 +177,7 @@ class Routes:
                 f"--route {network}: there is such a route already; name parts of it, or use --auto-route"
             ) from None
 
-    def _addRoute(self, route: Route) -> None:
+    def _addRoute(self, route: KernelRoute) -> None:
         self._system.addRoute(route)
         self._undo.append((self._system.removeRoute, (route,)))
 
@@ -207,14 +207,14 @@ class Routes:
     def _fill(self, table: int) -> None:
         through = self._device.families or frozenset(EVERYTHING)
         for family in sorted(EVERYTHING, key=lambda family: family not in through):
-            route = Route(EVERYTHING[family], self._device.number, "", table, USUAL_METRIC[family], PROTOCOL)
+            route = KernelRoute(EVERYTHING[family], self._device.number, "", table, USUAL_METRIC[family], PROTOCOL)
             if family in through:
                 self._addRoute(route)
             else:
                 # Programs are told at once, and take the other family: nothing leaves beside the TUN.
                 self._block(route._replace(device=0))
 
-    def _block(self, route: Route) -> None:
+    def _block(self, route: KernelRoute) -> None:
         try:
             self._addRoute(route)
         except OSError as error:
@@ -321,7 +321,7 @@ def sweep(system: Routing, devices: Iterable[Device], own: int = 0) -> None:
     """
     open_ = {device.number for device in devices if device.carrier and device.number != own}
     routes = system.routes(PROTOCOL)
-    living = {route.table for route in routes if route.table != MAIN and route.device in open_}
+    living = {route.table for route in routes if route.device in open_}
     for rule in system.rules(PROTOCOL):
         if _tableOf(rule.priority) not in living:
             _remove(system.removeRule, rule)
@@ -330,7 +330,7 @@ def sweep(system: Routing, devices: Iterable[Device], own: int = 0) -> None:
             _remove(system.removeRoute, route)
 
 
-def _remove(call: Callable[..., None], what: Route | Rule) -> None:
+def _remove(call: Callable[..., None], what: KernelRoute | Rule) -> None:
     try:
         call(what)
     except OSError as error:

@@ -56,7 +56,7 @@ class Device(NamedTuple):
     """4 and 6, as far as it has addresses that others than neighbours can use."""
 
 
-class Route(NamedTuple):
+class KernelRoute(NamedTuple):
     """A route."""
 
     network: str
@@ -108,13 +108,13 @@ class Routing(Protocol):
     def devices(self) -> list[Device]:
         """All network devices."""
 
-    def routes(self, protocol: int | None = None, table: int | None = None) -> list[Route]:
+    def routes(self, protocol: int | None = None, table: int | None = None) -> list[KernelRoute]:
         """The unicast and unreachable routes of both families, or those of one maker or one table."""
 
-    def addRoute(self, route: Route) -> None:
+    def addRoute(self, route: KernelRoute) -> None:
         """Add a route; one with the same network, table and metric must not be there (EEXIST)."""
 
-    def removeRoute(self, route: Route) -> None:
+    def removeRoute(self, route: KernelRoute) -> None:
         """Take a route away."""
 
     def rules(self, protocol: int) -> list[Rule]:
@@ -154,7 +154,7 @@ class LinuxRouting:
                     families.setdefault(each["index"], set()).add(_familyOf(each["family"]))
             return [_device(link, frozenset(families.get(link["index"], ()))) for link in ip.get_links()]
 
-    def routes(self, protocol: int | None = None, table: int | None = None) -> list[Route]:
+    def routes(self, protocol: int | None = None, table: int | None = None) -> list[KernelRoute]:
         """The unicast and unreachable routes."""
         with _opened() as ip:
             found = [
@@ -162,12 +162,12 @@ class LinuxRouting:
             ]
         return [each for each in found if protocol in (None, each.protocol) and table in (None, each.table)]
 
-    def addRoute(self, route: Route) -> None:
+    def addRoute(self, route: KernelRoute) -> None:
         """Add a route."""
         with _opened() as ip:
             ip.route("add", **_routeFields(route))
 
-    def removeRoute(self, route: Route) -> None:
+    def removeRoute(self, route: KernelRoute) -> None:
         """Take a route away."""
         with _opened() as ip:
             ip.route("del", **_routeFields(route))
@@ -249,11 +249,11 @@ def _is(message: Any) -> bool:
     return message["type"] in (_RTN_UNICAST, _RTN_UNREACHABLE) and not message["flags"] & _RTM_F_CLONED
 
 
-def _route(message: Any) -> Route:
+def _route(message: Any) -> KernelRoute:
     family = _familyOf(message["family"])
     host = message.get_attr("RTA_DST") or EVERYTHING[family].partition("/")[0]
     isUnreachable = message["type"] == _RTN_UNREACHABLE
-    return Route(
+    return KernelRoute(
         f"{host}/{message['dst_len']}",
         0 if isUnreachable else message.get_attr("RTA_OIF") or 0,
         message.get_attr("RTA_GATEWAY") or "",
@@ -263,7 +263,7 @@ def _route(message: Any) -> Route:
     )
 
 
-def _routeFields(route: Route) -> dict[str, Any]:
+def _routeFields(route: KernelRoute) -> dict[str, Any]:
     host, _, length = route.network.partition("/")
     family = _FAMILIES[route.family]
     fields: dict[str, Any] = {"family": family, "table": route.table, "proto": route.protocol}

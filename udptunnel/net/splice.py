@@ -295,6 +295,8 @@ class _Side:
 
     def flush(self) -> None:
         """Pass on what waits. As long as something does, nothing is read."""
+        if not self._waits:
+            return
         self._splice.active = True
         try:
             if self._pipe is None:
@@ -306,10 +308,7 @@ class _Side:
             return
         if not self._waits:
             self._reactor.removeWriter(self.peer)
-            if self._ended:
-                self._finish()
-            else:
-                self._reactor.addReader(self)
+            self._reactor.addReader(self)
 
     def _empty(self, pipe: Pipe) -> None:
         try:
@@ -377,7 +376,7 @@ class Splice:
     @ivar active: whether bytes went through since the last L{tick}.
     """
 
-    __slots__ = ("_ended", "_idleSeconds", "_over", "_sides", "_since", "active")
+    __slots__ = ("_ended", "_idleSeconds", "_one", "_other", "_over", "_since", "active")
 
     def __init__(
         self,
@@ -399,22 +398,22 @@ class Splice:
         @param idleSeconds: how long both may be silent while both are open; 0: for ever.
         """
         self._ended = ended
-        self._idleSeconds = idleSeconds
+        self._idleSeconds = idleSeconds or math.inf
         self._since = reactor.seconds()
         self._over = False
         self.active = False
-        sides = tuple(_Side(self, each, rest, reactor, pipes) for each, rest in zip((one, other), rests, strict=True))
-        sides[0].peer, sides[1].peer = sides[1], sides[0]
-        self._sides = sides
+        self._one = _Side(self, one, rests[0], reactor, pipes)
+        self._other = _Side(self, other, rests[1], reactor, pipes)
+        self._one.peer, self._other.peer = self._other, self._one
 
     def start(self) -> None:
         """Begin; to be called once."""
-        for side in self._sides:
-            side.start()
+        self._one.start()
+        self._other.start()
 
     def halfEnded(self) -> None:
         """One side has said everything; perhaps it was the last one."""
-        if all(side.through for side in self._sides):
+        if self._one.through and self._other.through:
             self._end("", abort=False)
 
     def reset(self) -> None:
@@ -430,26 +429,29 @@ class Splice:
             return
         if self.active:
             self.active, self._since = False, now
-        if any(side.broken for side in self._sides):
+        if self._one.broken or self._other.broken:
             self.reset()
-        elif now - self._since >= self._patience:
-            self._end("idle")
+        elif self._one.through or self._other.through:
+            self._limit(now, min(self._idleSeconds, HALF_CLOSED_SECONDS))
+        else:
+            self._limit(now, self._idleSeconds)
 
-    @property
-    def _patience(self) -> float:
-        patience = self._idleSeconds or math.inf
-        return min(patience, HALF_CLOSED_SECONDS) if any(side.through for side in self._sides) else patience
+    def _limit(self, now: float, seconds: float) -> None:
+        if now - self._since >= seconds:
+            self._end("idle")
 
     def close(self) -> None:
         """Break both connections, and tell nobody. They may be closed already."""
         self._over = True
-        for side in self._sides:
-            side.close(abort=True)
+        self._closeBoth(abort=True)
 
     def _end(self, why: str, abort: bool = True) -> None:
         if self._over:
             return
         self._over = True
-        for side in self._sides:
-            side.close(abort)
+        self._closeBoth(abort)
         self._ended(why)
+
+    def _closeBoth(self, abort: bool) -> None:
+        self._one.close(abort)
+        self._other.close(abort)

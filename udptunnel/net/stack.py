@@ -15,9 +15,10 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -44,10 +45,20 @@ SCARCE_SECONDS = 0.1
 PROOF_SECONDS = 1.0
 """How long the self-test may take; it takes a millisecond where it works."""
 
+PROOF_TRIES = 5
+"""
+So many connections are tried within this time. The kernel makes the route to a
+new IPv6 address a moment after the address (addrconf_dad_work), and drops what
+comes before.
+"""
+
 PROOF_PORT = 9
 """Where the self-test connects to: discard (RFC 863)."""
 
 _NOTHING_THERE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ECONNABORTED)
+
+
+_log = Logger()
 
 
 class Connection:
@@ -355,6 +366,9 @@ class KernelStack:
         self.doors.clear()
 
 
+AnyStack = TypeVar("AnyStack", bound=KernelStack)
+
+
 class Place(NamedTuple):
     """The two addresses that one family needs at a TUN."""
 
@@ -436,7 +450,7 @@ class TunStack(KernelStack):
         @return: which address does not work and what to do; empty if all is well.
         """
         for place in self._places:
-            if not self._connects(place):
+            if not any(self._connects(place) for _ in range(PROOF_TRIES)):
                 return (
                     f"nothing gets from TUN {self._tun.name} to a listener at {place.own}: does a firewall drop what "
                     f"comes in through it? Allow that (nft: iifname {self._tun.name} accept), or use --stack netns"
@@ -450,11 +464,13 @@ class TunStack(KernelStack):
             mine = addressIn(test.getsockname())
             self._proving[mine] = None
             test.connect_ex((place.next, PROOF_PORT))
-            until = time.monotonic() + PROOF_SECONDS
+            until = time.monotonic() + PROOF_SECONDS / PROOF_TRIES
             while mine in self._proving and time.monotonic() < until:
                 self._turn()
             works = mine not in self._proving
-            self._proving.pop(mine, None)
+            session = self._proving.pop(mine, None)
+            if session is not None:
+                self.closed(session)
             return works
 
     def _turn(self) -> None:
@@ -483,3 +499,27 @@ class TunStack(KernelStack):
 
     def _provenBy(self, peer: Address) -> Session | None:
         return next((each for each in self._proving.values() if each is not None and each.port == peer.port), None)
+
+
+def firstThatWorks(stacks: Iterable[AnyStack], use: Callable[[AnyStack], None]) -> AnyStack:
+    """
+    Try stacks, one after the other.
+
+    @param use: called with each before it is tried: packets go to it then.
+    @return: the first one that works; it is started, and the others are stopped.
+    @raise ListenError: none does; the text has the reasons of all.
+    """
+    reasons = []
+    for stack in stacks:
+        use(stack)
+        try:
+            stack.start()
+            why = stack.prove()
+        except ListenError as error:
+            why = str(error)
+        if not why:
+            return stack
+        stack.stop()
+        _log.warn("stack {stack} does not work: {why}", stack=stack.name, why=why)
+        reasons.append(why)
+    raise ListenError("; ".join(reasons))

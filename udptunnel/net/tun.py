@@ -528,10 +528,12 @@ class TunPort:
 
         One that was set down is just silent: nothing else tells.
         """
+        if self._descriptor < 0:
+            return
         try:
             self._system.write(self._descriptor, (_ALIVE[self._skip :],))
         except OSError as error:
-            if error.errno in _LOST and self._descriptor >= 0:
+            if error.errno in _LOST:
                 self._lose(_LOST[error.errno])
 
     def _lose(self, why: str) -> None:

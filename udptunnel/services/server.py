@@ -153,7 +153,9 @@ class ServerService(MultiService):
         self.resumed = 0
         self.draining = self._crammed = False
         self._drained: Callable[[], None] | None = None
-        self._halfOpen: HalfOpen[_ServerLinkProtocol] = HalfOpen(_mostHalfOpen(config), random.random)
+        self._halfOpen: HalfOpen[_ServerLinkProtocol] = HalfOpen(
+            _mostHalfOpen(config), config.maxHalfOpenSource, random.random
+        )
         self._penalties = Penalties()
         self._mostMemory = _mostMemory(config)
         self._owners: dict[bytes, tuple[Visitor, bytes]] = {}
@@ -188,7 +190,7 @@ class ServerService(MultiService):
         if self._penalties.barred(source, self.clock()):
             connection.abort()
             return
-        surplus = self._halfOpen.enter(connection, source)
+        surplus = self._halfOpen.enter(connection, source, crowd=not _isStranger(source))
         if surplus is not None:
             self.logins["dropped early"] += 1
             surplus.abort()
@@ -201,8 +203,7 @@ class ServerService(MultiService):
             self._penalize(connection)
 
     def _penalize(self, connection: _ServerLinkProtocol) -> None:
-        """Behind a proxy everybody comes from loopback, so nobody is kept out there for what another does."""
-        if connection.source and not isLoopback(connection.source):
+        if _isStranger(connection.source):
             self._penalties.failed(connection.source, self.clock())
 
     def left(self, connection: _ServerLinkProtocol) -> None:
@@ -440,6 +441,11 @@ class ServerService(MultiService):
 
 def _reserve() -> int:
     return min(RESERVE, descriptorLimit() // 2)
+
+
+def _isStranger(source: str) -> bool:
+    """Behind a proxy everybody comes from loopback, so nobody suffers there for what another does."""
+    return bool(source) and not isLoopback(source)
 
 
 def _mostHalfOpen(config: ServerConfig) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from twisted.application.service import MultiService
 from twisted.internet.interfaces import IDelayedCall
@@ -32,9 +32,11 @@ from udptunnel.net.netns import NetnsStack
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
-from udptunnel.net.stack import KernelStack, Place, TunStack
+from udptunnel.net.stack import KernelStack, Place, TcpReceiver, TunStack, firstThatWorks
 from udptunnel.net.tun import NAMES, Interface, LinuxSystem, System, TunOffload, TunPort
+from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.links import every
+from udptunnel.services.local import LocalService
 from udptunnel.services.status import StatusService
 from udptunnel.wire.address import Address
 
@@ -48,6 +50,20 @@ NO_IPV6 = "::"
 
 UdpMaker: TypeAlias = Callable[[UdpWriter], Receiver]
 """Makes what carries datagrams on, given what puts the answers into the TUN."""
+
+
+class TcpCarrier(TcpReceiver, Protocol):
+    """What carries connections on."""
+
+    def tick(self, now: float) -> None:
+        """To be called once a second."""
+
+    def stop(self) -> None:
+        """Close all connections."""
+
+    def report(self) -> dict[str, Any]:
+        """The figures as plain values."""
+
 
 _Interface: TypeAlias = IPv4Interface | IPv6Interface
 
@@ -74,10 +90,12 @@ class Tun2socksService(MultiService):
         system: System | None = None,
         udp: UdpMaker | None = None,
         routes: Routes | None = None,
+        tcp: TcpCarrier | None = None,
     ) -> None:
         """
         @param system: the operating system; Linux unless a test says otherwise.
         @param routes: what leads packets into the TUN, for tests.
+        @param tcp: carries connections on instead of a SOCKS5 server.
         @param udp: carries datagrams on instead of a SOCKS5 server: our own
             end of the tunnel in the same process, for one.
         @raise ConfigError: options contradict each other, or a file can not be read.
@@ -98,7 +116,7 @@ class Tun2socksService(MultiService):
         self._tcpProxy, self._udpProxy = proxiesOf(config)
         self._socksUdp: SocksUdp | None = None
         self._names = self._makeNames()
-        self.tcp = self._makeTcp()
+        self.tcp: TcpCarrier = tcp or self._makeTcp()
         self.udp = self._chain(udp or self._makeUdp)
         self._ticking: LoopingCall | None = None
         self._trying: IDelayedCall | None = None
@@ -127,7 +145,11 @@ class Tun2socksService(MultiService):
         return receiver
 
     def _targetOf(self, address: Address) -> Address:
-        """Where a connection goes to, names considered."""
+        """
+        Where a connection goes to, names considered.
+
+        @raise AddressError: it goes to a fake address that stands for nothing.
+        """
         for each in self._names:
             address = each.targetOf(address)
         return address
@@ -147,6 +169,7 @@ class Tun2socksService(MultiService):
 
     def _makeUdp(self, writer: UdpWriter) -> SocksUdp:
         config = self.config
+        given = config.udpAddress
         self._socksUdp = SocksUdp(
             self._reactor,
             self._udpProxy,
@@ -156,7 +179,7 @@ class Tun2socksService(MultiService):
             self.clock,
             most=config.maxAssociations,
             idleSeconds=config.udpIdle,
-            udpAddress=config.udpAddress,
+            udpAddress=_resolved("--udp-address", given) if given is not None else None,
         )
         return self._socksUdp
 
@@ -195,10 +218,10 @@ class Tun2socksService(MultiService):
         else:
             self.port.open()
         try:
-            self._findStack(places)
+            firstThatWorks(self._stacks(places), self._use)
             self.routes.start(self.port.name)
-            self.routes.refuseLoops("--socks-server-addr", [self._tcpProxy.address.host])
-            self.routes.refuseLoops("--udp-socks-server-addr", [self._udpProxy.address.host])
+            for option, address in _serversIn(self.config):
+                self.routes.refuseLoops(option, [_resolved(option, address).host])
         except (ListenError, RouteError) as error:
             self._close()
             raise ListenError(str(error)) from error
@@ -214,22 +237,8 @@ class Tun2socksService(MultiService):
                 missing.append(str(own))
         return places, missing
 
-    def _findStack(self, places: Sequence[Place]) -> None:
-        """The first stack that works."""
-        reasons = []
-        for stack in self._stacks(places):
-            self.gateway.stack = self.stack = stack
-            try:
-                stack.start()
-                why = stack.prove()
-            except ListenError as error:
-                why = str(error)
-            if not why:
-                return
-            self._log.warn("stack {stack} does not work: {why}", stack=stack.name, why=why)
-            reasons.append(why)
-            stack.stop()
-        raise ListenError("; ".join(reasons))
+    def _use(self, stack: KernelStack) -> None:
+        self.gateway.stack = self.stack = stack
 
     def _stacks(self, places: Sequence[Place]) -> Iterator[KernelStack]:
         wanted = self.config.stack
@@ -298,7 +307,8 @@ class Tun2socksService(MultiService):
         @raise ConfigError: one can not be read; all stays as it was.
         """
         self._tcpProxy, self._udpProxy = proxiesOf(config)
-        self.tcp.proxy = self._tcpProxy
+        if isinstance(self.tcp, SocksTcp):
+            self.tcp.proxy = self._tcpProxy
         if self._socksUdp is not None:
             self._socksUdp.proxy = self._udpProxy
 
@@ -322,6 +332,11 @@ class Tun2socksService(MultiService):
             "log": lines.report(),
             **self.counters.report(),
         }
+
+
+def throughSession(local: LocalService) -> UdpMaker:
+    """Carries datagrams into the session of an udp-local in the same process, whole bursts at a time."""
+    return lambda writer: TunEntry(local.session, writer, local.clock)
 
 
 # -- the configuration
@@ -382,7 +397,7 @@ def _resolved(option: str, address: Address) -> Address:
     if not address.isName:
         return address
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"{option} {address}: {error.strerror}") from error
     return Address(str(found[0][4][0]), address.port)
@@ -390,9 +405,19 @@ def _resolved(option: str, address: Address) -> Address:
 
 def captureOf(config: Tun2socksConfig) -> Capture:
     """What is to go into the TUN."""
-    servers = [each for each in (config.socksServerAddr, config.udpSocksServerAddr) if each is not None]
-    past = [_resolved("--socks-server-addr", each).host for each in servers]
-    return Capture(config.route, config.autoRoute, config.fwmark, config.dns is not None, (*past, *config.bypass))
+    past = [_resolved(option, address).host for option, address in _serversIn(config)]
+    networks = tuple(dict.fromkeys((*config.route, *config.fakeDns)))
+    return Capture(networks, config.autoRoute, config.fwmark, config.dns is not None, (*past, *config.bypass))
+
+
+def _serversIn(config: Tun2socksConfig) -> Iterator[tuple[str, Address]]:
+    """What our own packets go to, and the options that say so."""
+    given = {
+        "--socks-server-addr": config.socksServerAddr,
+        "--udp-socks-server-addr": config.udpSocksServerAddr,
+        "--udp-address": config.udpAddress,
+    }
+    return ((option, address) for option, address in given.items() if address is not None)
 
 
 def _fakeNames(config: Tun2socksConfig) -> FakeNames:

@@ -202,6 +202,8 @@ class RoleService(MultiService):
 
     What can not be started ends it. Once it runs, signals and its supervisor
     are attended to.
+
+    @ivar role: the role's service.
     """
 
     _log = Logger()
@@ -213,7 +215,7 @@ class RoleService(MultiService):
         @param notices: what its supervisor is told, if not what the environment says.
         """
         super().__init__()
-        self._role = role
+        self.role = role
         self._options = options
         self._reactor = reactor
         self._notices = notices or Notices(reactor, role.report)
@@ -244,7 +246,7 @@ class RoleService(MultiService):
         """Read the configuration again. If something is wrong with it, that is logged, and nothing changes."""
         self._notices.reloading()
         try:
-            self._role.reload(self._options.reread())
+            self.role.reload(self._options.reread())
         except TunnelError as error:
             self._log.error("not reloaded, all stays as it was: {error}", error=error)
         except Exception:
@@ -257,7 +259,7 @@ class RoleService(MultiService):
     def drain(self) -> None:
         """Let nobody new in, and end when the role says that few enough are left; a role that serves nobody ends."""
         self._log.info("{role} drains", role=self._options.role)
-        drain = getattr(self._role, "drain", None)
+        drain = getattr(self.role, "drain", None)
         if drain is None:
             self._drained()
         else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.application.service import MultiService
 
 from udptunnel.config import Tun2socksConfig
-from udptunnel.services.tun2socks import Tun2socksService
+from udptunnel.services.tun2socks import Tun2socksService, throughSession
 from udptunnel.tap.common import RoleOptions, optionsFor, roleService
 
 Options = optionsFor(
@@ -26,6 +28,12 @@ All that this machine sends, TCP through ss-local and UDP through udp-local:
 )
 
 
-def makeService(options: RoleOptions[Tun2socksConfig]) -> MultiService:
-    """The service for a command line."""
-    return roleService(lambda reactor: Tun2socksService(options.config, reactor), options)
+def makeService(options: RoleOptions[Tun2socksConfig], local: Any = None) -> MultiService:
+    """
+    The service for a command line.
+
+    @param local: what C{makeService} of udp-local has made in the same process:
+        UDP goes into its session then, and to no SOCKS5 server.
+    """
+    udp = throughSession(local.role) if local is not None else None
+    return roleService(lambda reactor: Tun2socksService(options.config, reactor, udp=udp), options)
