@@ -6,6 +6,7 @@ import signal
 from types import SimpleNamespace
 from typing import Any
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import globalLogPublisher
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,6 +15,7 @@ from tests.core.test_nat import SYN, segment
 from tests.net.test_gateway import RecordingWriter
 from tests.net.test_netns import MemoryInside
 from tests.test_console import Outcome
+from udptunnel import run
 from udptunnel.core.counters import Counters
 from udptunnel.net.namespace import TRANSPARENT, Made
 from udptunnel.net.netns import NetnsStack
@@ -41,6 +43,9 @@ class StoppableReactor(PortReactor):
     def stop(self) -> None:
         """Count."""
         self.stops += 1
+
+    def getThreadPool(self) -> None:
+        """There is none."""
 
     def callFromThread(self, call: Any, *words: Any) -> None:
         """Call something soon."""
@@ -172,6 +177,34 @@ class SignalTests(SynchronousTestCase):
         self.attend()
         self.reactor.advance(0)
         self.assertEqual((self.reactor.stops, self.running.status), (1, 137))
+
+
+class EndTests(SynchronousTestCase):
+    """When it is over."""
+
+    def setUp(self) -> None:
+        self.reactor = StoppableReactor()
+        inside = MemoryInside()
+        self.addCleanup(inside.close)
+        self.run_ = Run(self.reactor, options("--", "true"), inside)  # type: ignore[arg-type]
+
+    def test_once(self) -> None:
+        """Who is impatient and says it twice stops the reactor once, and the first word counts."""
+        self.run_._stop(130)
+        self.run_._stop(143)
+        self.assertEqual((self.reactor.stops, self.run_.status), (1, 130))
+
+    def test_killedEarly(self) -> None:
+        """A process that is killed while the link is still opened is not waited for."""
+
+        async def carry(made: Made) -> None:
+            self.run_._ended(-9)
+
+        self.patch(run, "deferToThreadPool", lambda *_: succeed(MADE))
+        self.patch(self.run_, "_carry", carry)
+        self.run_._inside = SimpleNamespace(made=None, go=lambda: None)  # type: ignore[assignment]
+        self.successResultOf(Deferred.fromCoroutine(self.run_._prepare()))
+        self.assertEqual((self.reactor.stops, self.run_.status), (1, 137))
 
 
 class NoTcpTests(SynchronousTestCase):

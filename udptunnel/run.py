@@ -154,7 +154,8 @@ class Run:
         self._options = options
         self._inside = inside
         self._stack = AsyncExitStack()
-        self._gone = False
+        self._gone = self._stopped = False
+        self._code: int | None = None
 
     def run(self) -> int:
         """
@@ -182,6 +183,8 @@ class Run:
         await self._carry(made)
         self._gone = True
         self._inside.go()
+        if self._code is not None:
+            self._ended(self._code)
 
     async def _carry(self, made: Made) -> None:
         """Carry on what comes out of the TUN."""
@@ -246,11 +249,15 @@ class Run:
         """The command has ended."""
         if self._gone:
             self._stop(code if code >= 0 else 128 - code)
+        else:
+            # It says itself what is wrong; unless somebody has killed it after all was well.
+            self._code = code
 
     # -- the end
 
     def _stop(self, status: int) -> None:
-        if self._reactor.running:
+        if self._reactor.running and not self._stopped:
+            self._stopped = True
             self.status = status
             self._reactor.stop()
 
