@@ -400,12 +400,13 @@ class LifeTests(GatewayCase):
         self.assertEqual(self.losses, ["deleted"])
 
     def test_lateFragments(self) -> None:
-        """What never becomes whole is forgotten."""
+        """What never becomes whole is forgotten, and counted once."""
         parts = fragmented(udpPacket(*ends(4), bytes(3000)), MTU, 7)
         self.receive(PLAIN + parts[0])
         self.now = 40.0
-        self.gateway.tick(self.now)
-        self.assertEqual(len(self.gateway._fragments), 0)
+        for _ in range(2):
+            self.gateway.tick(self.now)
+        self.assertEqual((len(self.gateway._fragments), self.counters.dropped), (0, {"incomplete": 1}))
 
     def test_headers(self) -> None:
         """A header that speaks of ECN, too, is one of a super-packet."""

@@ -142,7 +142,7 @@ class Fragments:
 
     @ivar size: what they take, in bytes.
     @ivar dropped: how many never became whole: they took too long, had to make
-        room, overlapped, or were no proper fragments at all.
+        room, overlapped, or were no proper fragments at all. Whoever counts them may set it back.
     """
 
     def __init__(self, mostPackets: int = MOST_PACKETS, mostBytes: int = MOST_BYTES) -> None:

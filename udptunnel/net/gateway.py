@@ -293,6 +293,9 @@ class Gateway:
         self.stack.tick(now)
         self.udp.tick(now)
         self._fragments.expire(now)
+        lost, self._fragments.dropped = self._fragments.dropped, 0
+        if lost:
+            self._counters.drop("incomplete", lost)
 
     def stop(self) -> None:
         """Close everything but the TUN."""
