@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -252,7 +253,7 @@ class StreamTests(PipeTests):
             lost: list[Any] = []
             port = StreamPort(self.reactor, there, received, Counters(), lost.append)
             places = [0, *sorted(cuts), len(whole)]
-            for begin, end in zip(places, places[1:], strict=False):
+            for begin, end in pairwise(places):
                 here.sendall(whole[begin:end])
                 port.doRead()
             here.sendall(whole[:7])
