@@ -344,6 +344,12 @@ class ListenerTests(PipeTestCase):
         self.path = "nowhere/at/all"
         self.assertRefused(os.strerror(errno.ENOENT))
 
+    def test_tooLong(self) -> None:
+        """A path that no socket can have is refused at once, at either end."""
+        self.path = 200 * "x"
+        for kind in (Listener, Connector):
+            self.assertIn("too long", str(self.assertRaises(ListenError, self.make(kind).open)))
+
     def test_notOurs(self) -> None:
         """A file that somebody else has made in the place of ours stays."""
         near = self.make(Listener)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
+import socket
 import stat
+import threading
 import time
-from contextlib import suppress
 
-from tests.system.clients import Echo, SocksClient, open_
-from tests.system.namespaces import Network
+from tests.system.clients import LARGEST, Echo, SocksClient, open_
+from tests.system.namespaces import Namespace, Network
 from tests.system.programs import ECHO, FORWARD, REPOSITORY, TWISTD, Program, SystemTestCase, until
 from tests.system.test_restart import Pulse
 from tests.system.test_tun2socks_udp import DANTE
-from tests.system.tunnelled import PROXY
+from tests.system.tunnelled import CLOSED, DEVICE, PROXY, ROUTES, TunnelledTestCase
+from udptunnel.net.tun import IFF_NO_PI, IFF_TUN, LinuxSystem
 
 LOOPBACK = "127.0.0.1"
 TARGET, TARGET6 = Network.atTarget
@@ -208,7 +212,7 @@ class PipeTests(EgressTestCase):
         client = SocksClient(self.network.client)
         self.addCleanup(client.close)
         client.udp.settimeout(1)
-        with suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):
             client.exchange((TARGET, ECHO), b"is anybody there?")
             return True
         return False
@@ -273,3 +277,63 @@ class PipeTests(EgressTestCase):
         self.startLocal().says("is up")
         self.assertCarried()
         self.assertCalm(program)
+
+
+class Pump(threading.Thread):
+    """Carries packets between a TUN and whoever connects to a pipe: another program than udp-server at its end."""
+
+    def __init__(self, namespace: Namespace, path: str) -> None:
+        super().__init__(daemon=True)
+        with namespace.entered():
+            self._tun = os.fdopen(LinuxSystem().open(DEVICE, IFF_TUN | IFF_NO_PI), "r+b", buffering=0)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(path)
+        self._listener.listen()
+        self._ending, self._wake = socket.socketpair()
+        self.start()
+
+    def run(self) -> None:
+        with self._listener.accept()[0] as peer:
+            while True:
+                readable, _, _ = select.select([peer, self._tun, self._ending], [], [])
+                if self._ending in readable:
+                    return
+                if peer in readable:
+                    packet = peer.recv(LARGEST)
+                    if not packet:
+                        return
+                    self._tun.write(packet)
+                if self._tun in readable:
+                    peer.send(self._tun.read(LARGEST))
+
+    def close(self) -> None:
+        """End the thread, and remove the TUN."""
+        self._wake.send(b"!")
+        self.join()
+        for each in (self._tun, self._listener, self._ending, self._wake):
+            each.close()
+
+
+class TcpTests(TunnelledTestCase):
+    """TCP that comes out of a pipe."""
+
+    programs = "nft", "microsocks"
+
+    def test_connections(self) -> None:
+        """Connections go through the stack netns, over IPv4 and IPv6, and are refused where nobody listens."""
+        path = str(self.folder / "pipe")
+        pump = Pump(self.network.client, path)
+        self.addCleanup(pump.close)
+        for address in ("10.99.0.1/24", "fd99::1/64"):
+            self.network.client.addAddress(address, DEVICE)
+        self.network.client.ip("link", "set", DEVICE, "up")
+        for route in ROUTES:
+            self.network.client.ip("route", "add", route, "dev", DEVICE)
+        self.startMicrosocks()
+        self.addStore()
+        words = "--pipe", path, "--socks-server-addr", f"{LOOPBACK}:{PROXY}", "--stack", "netns"
+        tun = self.start(self.network.server, *TWISTD, "tun2socks", *words).says("the other end is there")
+        self.assertStored()
+        with self.client(TARGET) as client, self.assertRaises(ConnectionRefusedError):
+            client.connect((TARGET, CLOSED))
+        self.assertIn("TCP by stack netns", tun.said)

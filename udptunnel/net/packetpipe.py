@@ -470,7 +470,7 @@ class Connector(Pipe):
         """
         Connect as soon as that is possible.
 
-        @raise ListenError: there are no such sockets here.
+        @raise ListenError: there are no such sockets here, or the path can not be that of one.
         """
         self._trying = None
         opened = self._makeSocket()
@@ -479,7 +479,10 @@ class Connector(Pipe):
             opened.connect(self.name)
         except OSError as error:
             opened.close()
-            self._failed(error.strerror or str(error))
+            if error.errno is None:
+                # Python itself has refused the path: it is too long.
+                raise ListenError(f"pipe {self.name}: {error}") from error
+            self._failed(error.strerror)
         else:
             self._said = ""
             self._since = self._reactor.seconds()
