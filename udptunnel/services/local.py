@@ -318,6 +318,7 @@ class LocalService(MultiService):
         if self.session.wantsLink:
             for each in self._reconnecting:
                 each.hurry()
+        self.traffic.tick(now)
         self.session.tick(now)
         for link in list(self._links):
             if not link.up:
@@ -363,6 +364,7 @@ class LocalService(MultiService):
             self._openEntry(rule, entry)
         if self.door is not None:
             self.door.start(self.authenticate is not None or self.config.insecureNoAuth)
+        self.traffic.tick(self.clock())
         self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(
             "udp-local: SOCKS5 at {socks}, forwards {forwards}, server {server}, offload {offload}",
