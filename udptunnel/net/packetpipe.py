@@ -482,7 +482,7 @@ class Connector(Pipe):
             if error.errno is None:
                 # Python itself has refused the path: it is too long.
                 raise ListenError(f"pipe {self.name}: {error}") from error
-            self._failed(os.strerror(error.errno))
+            self._failed(error.strerror or str(error))
         else:
             self._said = ""
             self._since = self._reactor.seconds()

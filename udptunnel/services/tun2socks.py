@@ -34,7 +34,7 @@ from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.packetpipe import LARGEST_MESSAGE, MakePipe, Pipe, connector
 from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
-from udptunnel.net.stack import KernelStack, Place, TcpReceiver, TunStack, firstThatWorks
+from udptunnel.net.stack import Place, Stack, TcpReceiver, TunStack, firstThatWorks
 from udptunnel.net.tun import NAMES, Interface, LinuxSystem, System, TunOffload, TunPort
 from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.links import every
@@ -70,8 +70,6 @@ class TcpCarrier(TcpReceiver, Protocol):
 
 _Interface: TypeAlias = IPv4Interface | IPv6Interface
 
-AnyStack: TypeAlias = KernelStack | NoStack
-
 
 class Tun2socksService(MultiService):
     """
@@ -86,7 +84,7 @@ class Tun2socksService(MultiService):
     """
 
     _log = Logger()
-    stack: AnyStack
+    stack: Stack
     port: TunPort | Pipe
 
     def __init__(
@@ -264,10 +262,10 @@ class Tun2socksService(MultiService):
                 missing.append(str(own))
         return places, missing
 
-    def _use(self, stack: AnyStack) -> None:
+    def _use(self, stack: Stack) -> None:
         self.gateway.stack = self.stack = stack
 
-    def _stacks(self, places: Sequence[Place]) -> Iterator[AnyStack]:
+    def _stacks(self, places: Sequence[Place]) -> Iterator[Stack]:
         wanted, port = self.config.stack, self.port
         most = self.config.maxConnections
         mayTun = wanted == "tun" or (wanted == "auto" and self.config.tunFd is None)
