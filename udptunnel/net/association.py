@@ -268,6 +268,17 @@ class _RelayPort(DatagramPort):
         """It may be the end of the association."""
         self._association.relayFailed(error)
 
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The reactor has no more use for the descriptor: poll() reports an error
+        that nobody has read yet in this way. Without its socket the
+        association is over.
+        """
+        opened = self._socket
+        pending = opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if opened is not None else 0
+        super().connectionLost(reason)
+        self._association.relayFailed(OSError(pending if pending in _FATAL else errno.EINVAL, "reported by poll()"))
+
 
 @implementer(IReadDescriptor)
 class _Control:

@@ -255,10 +255,15 @@ class SocksUdp:
                 self.notOpened(each, f"it does not agree to carry UDP within {PATIENCE_SECONDS:g} s", False)
         for each in self._associations.idle(now):
             self._close(each)
-        for each in [each for each in self._associations if each.over]:
+        for each in [each for each in self._associations if each.over or self._isDoubtful(each, now)]:
             self._close(each)
         self._waiting.expire(now)
         self._dialNext(now)
+
+    def _isDoubtful(self, association: SocksAssociation, now: float) -> bool:
+        """Whether the server could not be asked, and nothing has come: it may be back by now, and can be asked."""
+        silent = association.unasked and not association.heard
+        return silent and now - association.since >= UNREACHABLE_SECONDS
 
     def forget(self, source: Address) -> None:
         """A source is no more: close its association, if it has one."""
