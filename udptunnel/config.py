@@ -254,6 +254,10 @@ NO_AUTH = flag("Listen beyond loopback although whoever can reach the port may u
 TLS = option(
     None, anyText, "FILE", "Links are TLS: our key and certificate, and the CA of the other end, in one PEM file."
 )
+PLUGIN = option(
+    None, anyText, "PROGRAM", "Have a plugin of shadowsocks (SIP003) carry the links; no shadowsocks is needed."
+)
+PLUGIN_OPTS = option(None, anyText, "OPTIONS", "Options of the plugin, such as obfs=http;obfs-host=www.example.com.")
 STATUS = option(
     None,
     anyText,
@@ -316,6 +320,8 @@ class LocalConfig:
     secret: str | None = option(
         None, anyText, "FILE", "A line user:secret, with which we prove to udp-server who we are."
     )
+    plugin: str | None = PLUGIN
+    pluginOpts: str | None = PLUGIN_OPTS
     status: str | None = STATUS
     logFormat: str = LOG_FORMAT
     redact: bool = REDACT
@@ -395,6 +401,8 @@ class ServerConfig:
         "MB",
         "Resident memory above which nothing new is let in; 0: three quarters of what the machine has.",
     )
+    plugin: str | None = PLUGIN
+    pluginOpts: str | None = PLUGIN_OPTS
     status: str | None = STATUS
     logFormat: str = LOG_FORMAT
     redact: bool = REDACT
