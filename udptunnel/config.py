@@ -476,9 +476,12 @@ class Tun2socksConfig:
     maxConnections: int = option(16_384, integer(1, 64_512), "N", "TCP connections at once.")
     maxAssociations: int = option(16_384, integer(1, 1 << 20), "N", "UDP sources at once.")
     tcpIdle: float = option(
-        0.0, number(0, 1e6), "S", "Seconds of silence after which a TCP connection ends; 0: it may be silent for ever."
+        0.0,
+        number(0, 864_000),
+        "S",
+        "Seconds of silence after which a TCP connection ends; 0: it may be silent for ever.",
     )
-    udpIdle: float = option(60.0, number(1, 1e6), "S", "Seconds of silence after which a UDP source is forgotten.")
+    udpIdle: float = option(60.0, number(1, 864_000), "S", "Seconds of silence after which a UDP source is forgotten.")
     loglevel: str = option(
         "info",
         oneOf("none", "error", "warning", "notice", "info", "debug", *"012345"),

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.net.socks_server import SocksServer
 from udptunnel.core.counters import Counters
+from udptunnel.errors import AddressError
 from udptunnel.net.crossing import LOOK_SECONDS, REPEAT_SECONDS, SocksTcp
 from udptunnel.net.dial import NEGOTIATION_SECONDS, Proxy
 from udptunnel.net.stack import Connection
@@ -179,6 +180,16 @@ class CrossingTests(CrossingTestCase):
         self.tcp = self.make(names=lambda address: Address("target.example", address.port))
         self.ask()
         self.assertEqual(self.server.negotiation.request, Request(Command.CONNECT, Address("target.example", 443)))
+
+    def test_noName(self) -> None:
+        """A client that connects to a fake address without a name is refused, and the server is not asked."""
+
+        def nameless(address: Address) -> Address:
+            raise AddressError("no name")
+
+        self.tcp = self.make(names=nameless)
+        self.assertEqual(self.request().said, ["RST"])
+        self.assertEqual(self.counters.dropped, {"fake address without a name": 1})
 
     def test_lostWhileAsking(self) -> None:
         """A client that has given up lets the server go, too."""

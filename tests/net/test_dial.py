@@ -347,6 +347,12 @@ class FailedTests(DialTestCase):
         self.reactor.advance(1)
         self.assertFalse(self.caller.over)
 
+    def test_reactorStops(self) -> None:
+        """A reactor that has no more use for the descriptor ends a dial."""
+        self.dial(self.server()).connectionLost(Failure(ConnectionError()))
+        self.assertEqual([code for _, code in self.caller.failures], [ReplyCode.HOST_UNREACHABLE])
+        self.assertNotIn("Success", self.caller.failures[0][0])
+
     def test_lateCalls(self) -> None:
         """A reactor that calls once more after the end does no harm."""
         dial = self.dial(self.server())

@@ -16,6 +16,7 @@ from tests.net.test_dnsmessages import OPT, question, read, withOptions
 from udptunnel.core.counters import Counters
 from udptunnel.core.fakenames import HELD_SECONDS, FakeNames
 from udptunnel.core.fakepeers import SOURCE_SECONDS
+from udptunnel.errors import AddressError
 from udptunnel.net import dns as dns_module
 from udptunnel.net.dns import ANSWER_SECONDS, FakeDns, RedirectedDns
 from udptunnel.wire.address import Address
@@ -509,11 +510,10 @@ class NamesTests(FakeDnsTestCase):
         self.assertEqual(self.ask("other", "example").rCode, dns.ESERVER)
 
     def test_tcp(self) -> None:
-        """A connection to a fake address goes to the name; if there is none any more, one can ask."""
-        unknown = Address("198.18.7.7", 443)
+        """A connection to a fake address goes to the name; if there is none any more, it goes nowhere."""
         self.assertEqual(self.part.targetOf(FAKE), Address("host.example", 443))
-        self.assertEqual([self.part.targetOf(each) for each in (unknown, REAL, SERVER)], [unknown, REAL, SERVER])
-        self.assertEqual([self.part.isForgotten(each) for each in (FAKE, unknown, REAL)], [False, True, False])
+        self.assertEqual([self.part.targetOf(each) for each in (REAL, SERVER)], [REAL, SERVER])
+        self.assertRaises(AddressError, self.part.targetOf, Address("198.18.7.7", 443))
 
 
 class BothTests(FakeDnsTestCase):

@@ -61,6 +61,7 @@ class SpliceTestCase(SynchronousTestCase):
     spliced = True
 
     def setUp(self) -> None:
+        self.before = openDescriptors()
         self.reactor = PortReactor()
         self.pipes = Pipes(self.spliced)
         self.ends: list[str] = []
@@ -74,6 +75,7 @@ class SpliceTestCase(SynchronousTestCase):
         self.client.close()
         self.server.close()
         self.assertEqual((self.reactor.removeAll(), self.reactor.getDelayedCalls()), ([], []))
+        self.assertEqual(openDescriptors() - self.before, set())
 
     def join(self, rests: tuple[bytes, bytes] = (b"", b""), idleSeconds: float = 0.0) -> Splice:
         """Join two new connections."""
@@ -242,11 +244,28 @@ class SpliceTests(SpliceTestCase):
         self.assertEqual(self.ends, ["reset"])
         self.assertTrue(self.takesNothing(self.server))
 
+    def test_endMeetsReset(self) -> None:
+        """An end that can not be told any more, for the other side is broken by then, is no exception."""
+        reset(self.server)
+        self.client.shutdown(socket.SHUT_WR)
+        self.turn(lambda: bool(self.ends))
+        self.assertEqual(self.ends, ["reset"])
+
+    def test_flushTooEarly(self) -> None:
+        """A wake-up in which the slow reader still takes nothing changes nothing."""
+        sent = self.fill(self.client)
+        self.splice._other.doWrite()
+        self.assertEqual(self.receive(self.server, len(sent)), sent)
+
     def test_slowReader(self) -> None:
         """Who does not read makes the other wait; nothing but a pipe full piles up, and nothing is lost."""
         sent = self.fill(self.client)
         self.assertLess(len(sent), LARGE_BYTES + (4 << 20))
         self.assertGreater(len(sent), BUFFER)
+        self.assertNotIn(self.splice._one, self.reactor.getReaders())
+        moved = self.pipes.moved
+        self.splice._one.doRead()
+        self.assertEqual(self.pipes.moved, moved)
         self.server.sendall(b"the other direction is open")
         self.assertEqual(len(self.receive(self.client, 27)), 27)
         seen = self.receive(self.server, len(sent))
@@ -395,6 +414,15 @@ class MoveTests(SpliceTestCase):
         self.server.close()
         self.client, self.server = first, firstServer
         self.assertEqual(self.receive(self.server, len(sent)), sent)
+
+    def test_fairPipe(self) -> None:
+        """One turn moves a bounded number of bytes."""
+        self.pipes._mostLarge = 0
+        self.pipes.giveBack(Pipe(*os.pipe2(os.O_NONBLOCK), 1000))
+        with mock.patch("udptunnel.net.splice.SHARE_BYTES", 1), mock.patch("udptunnel.net.splice.LITTLE_BYTES", 1):
+            self.client.sendall(bytes(5000))
+            self.reactor.turn(1)
+        self.assertEqual(self.pipes.moved, 1000)
 
     def test_refusedAtOnce(self) -> None:
         """A kernel that can not splice a socket has it copied, without a byte lost."""

@@ -11,15 +11,20 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.core.fakes import countingRandom
+from tests.net.test_gateway import CLIENTS, TARGETS, fresh
 from tests.net.test_stack import NatStack
-from tests.net.test_tun import MemorySystem, failure
+from tests.net.test_tun import PACKET, MemorySystem, failure
 from udptunnel.config import Tun2socksConfig, fill
+from udptunnel.core.counters import Counters
+from udptunnel.core.session import LocalSession
 from udptunnel.errors import ConfigError, ListenError, RouteError
 from udptunnel.net.dns import FakeDns, RedirectedDns
 from udptunnel.net.routes import MARK
 from udptunnel.net.stack import KernelStack, Place
-from udptunnel.net.testing import PortReactor
+from udptunnel.net.testing import PortReactor, RecordingLink
 from udptunnel.net.tun import IFF_NO_PI, IFF_TUN
+from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.tun2socks import (
     TRIES,
     Tun2socksService,
@@ -29,6 +34,8 @@ from udptunnel.services.tun2socks import (
     proxiesOf,
 )
 from udptunnel.wire.address import Address
+from udptunnel.wire.ip import parse
+from udptunnel.wire.vnet import VNET_BYTES, udpVnet, unpackVnet
 
 SERVER = "192.0.2.1:1080"
 
@@ -107,6 +114,10 @@ class ConfigurationTests(SynchronousTestCase):
         capture = captureOf(configOf(autoRoute=True, bypass=["203.0.113.0/24"], dns="9.9.9.9", route=["10.0.0.0/8"]))
         self.assertEqual(capture.past, ("192.0.2.1", "203.0.113.0/24"))
         self.assertEqual((capture.networks, capture.everything, capture.names), (("10.0.0.0/8",), True, True))
+
+    def test_fakeRoute(self) -> None:
+        """Fake addresses lead into the TUN without a word; nobody wants them anywhere else."""
+        self.assertEqual(captureOf(configOf(fakeDns=["198.18.0.0/15"])).networks, ("198.18.0.0/15",))
 
     def test_fakeDns(self) -> None:
         """Two prefixes of one family are refused, with the option's name."""
@@ -216,8 +227,8 @@ class MemoryService(Tun2socksService):
             yield stack
 
 
-class ServiceTests(SynchronousTestCase):
-    """From the beginning to the end."""
+class ServiceTestCase(SynchronousTestCase):
+    """A role in memory."""
 
     def setUp(self) -> None:
         self.reactor, self.system, self.routes = PortReactor(), MemorySystem(), MemoryRoutes()
@@ -235,6 +246,10 @@ class ServiceTests(SynchronousTestCase):
         service = self.make(*flaws or ("",), **texts)
         service.startService()
         return service
+
+
+class ServiceTests(ServiceTestCase):
+    """From the beginning to the end."""
 
     def test_start(self) -> None:
         """The TUN gets its addresses, the stack its places, and routes are set last."""
@@ -308,3 +323,41 @@ class ServiceTests(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(service.stopService()))
         self.assertEqual((self.system.isOpen, self.routes.calls[-1]), (False, "stop"))
         self.assertEqual((self.reactor.getDelayedCalls(), self.reactor.getReaders()), ([], []))
+
+
+class WayTests(ServiceTestCase):
+    """The way of a burst through all parts."""
+
+    def test_aDatagramsWay(self) -> None:
+        """Packets out of the TUN become a burst of a session, and a burst becomes a packet into the TUN."""
+        session, link = LocalSession(10, Counters(), countingRandom()), RecordingLink()
+        session.links.append(link)  # type: ignore[arg-type]
+        service = MemoryService(
+            configOf(),
+            self.reactor,
+            self.system,
+            udp=lambda writer: TunEntry(session, writer, self.reactor.seconds),
+            routes=self.routes,  # type: ignore[arg-type]
+        )
+        service.stacks = Stacks("")
+        service.startService()
+        # 0. Somebody behind the TUN has sent three datagrams; two of them are still one packet.
+        self.system.arrived += [fresh(4, PACKET * 2, size=len(PACKET)), fresh(4, PACKET)]
+        # 1. The reactor finds the TUN ready. The gateway finds no TCP; what is left becomes one burst.
+        service.port.doRead()
+        # 2. It goes as a whole into the session, as that of association 0.
+        self.assertEqual(link.parcels, [(0, TARGETS[4], len(PACKET), PACKET * 3)])
+        # Back 1. An answer comes from somebody else than was asked: the cone is full.
+        (association,) = session.associations
+        stranger = Address("203.0.113.9", 7)
+        association.outlet.send(stranger, len(PACKET), PACKET + b"!")
+        # Back 2. It is one packet, which the kernel cuts, and completes the checksums of.
+        (packet,) = self.system.written
+        self.assertEqual(unpackVnet(packet), udpVnet(20, len(PACKET)))
+        parsed = parse(packet[VNET_BYTES:])
+        self.assertEqual((parsed.sourceHost, parsed.destinationHost), (stranger.host, CLIENTS[4].host))
+        self.assertEqual(packet[-len(PACKET) - 1 :], PACKET + b"!")
+        # Nothing was dropped on the way, and everything was counted.
+        report = service.report()
+        self.assertEqual((report["received"], report["dropped"]), (2, {}))
+        self.assertEqual(report["udp"], {"associations": 1})

@@ -15,7 +15,7 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.system.namespaces import Namespace
+from tests.system.namespaces import Namespace, run
 
 ROOT = Path(__file__).parent.parent.parent
 DEVICE = "tun9"
@@ -25,8 +25,26 @@ TARGETS = "203.0.113.5", "2001:db8:7::5"
 SECONDS = 30.0
 
 
+RULES = """
+table inet filter {
+    chain input {
+        type filter hook input priority 0; policy drop;
+        ct state established,related accept
+        meta l4proto ipv6-icmp accept
+    }
+}
+"""
+"""A firewall that lets nothing new in."""
+
+
 class GatewayTests(SynchronousTestCase):
-    """The example, in a namespace of its own."""
+    """
+    The example, in a namespace of its own.
+
+    @cvar stack: the one that it finds.
+    """
+
+    stack = "tun"
 
     def setUp(self) -> None:
         if os.geteuid():
@@ -35,6 +53,7 @@ class GatewayTests(SynchronousTestCase):
             raise SkipTest("there is no ip command, or no /dev/net/tun")
         self.namespace = Namespace("g")
         self.addCleanup(self.namespace.remove)
+        self.prepare()
         self.log = open(self.mktemp(), "w+")
         self.addCleanup(self.log.close)
         words = self.namespace.command(sys.executable, str(ROOT / "docs/examples/tungate.py"), DEVICE, *OWN)
@@ -50,9 +69,12 @@ class GatewayTests(SynchronousTestCase):
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], SECONDS)
         line = self.process.stdout.readline() if ready else ""
-        self.assertEqual(line, f"TUN {DEVICE} is open, TCP by stack tun\n", self.logged())
+        self.assertEqual(line, f"TUN {DEVICE} is open, TCP by stack {self.stack}\n", self.logged())
         for network in NETWORKS:
             self.namespace.ip("route", "add", network, "dev", DEVICE)
+
+    def prepare(self) -> None:
+        """What the namespace is like before."""
 
     def logged(self) -> str:
         """What the example has said."""
@@ -126,3 +148,15 @@ class GatewayTests(SynchronousTestCase):
         self.namespace.ip("link", "del", DEVICE)
         self.assertEqual(self.process.wait(SECONDS), 1)
         self.assertIn(f"TUN {DEVICE} is deleted", self.logged())
+
+
+class FirewallTests(GatewayTests):
+    """The same behind a firewall that lets nothing new in."""
+
+    stack = "netns"
+
+    def prepare(self) -> None:
+        """Nothing new comes in."""
+        if shutil.which("nft") is None:
+            raise SkipTest("there is no nft command")
+        run(*self.namespace.command("nft", "-f", "-"), text=RULES)

@@ -202,10 +202,9 @@ class _Wrapper(ProtocolWrapper):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is closed."""
-        try:
-            super().connectionLost(reason)
-        finally:
-            self._connection.closed()
+        # First: a protocol may fail.
+        self._connection.closed()
+        super().connectionLost(reason)
 
 
 def _twisted(address: Address) -> IPv4Address | IPv6Address:

@@ -20,6 +20,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from udptunnel.core.counters import Counters
+from udptunnel.errors import AddressError
 from udptunnel.net.dial import Dial, Fault, Proxy, equip
 from udptunnel.net.splice import Pipes, Splice, abort
 from udptunnel.net.stack import Connection
@@ -104,7 +105,8 @@ class SocksTcp:
             address, as badvpn does with C{--append-source-to-username}. Without a user it means nothing.
         @param idleSeconds: how long a connection may be silent; 0: for ever.
         @param most: how many connections there may be at once.
-        @param names: what to ask the server for, given where a client connects to.
+        @param names: what to ask the server for, given where a client connects to. It
+            may raise C{AddressError}, and the client is refused.
         """
         self.proxy = proxy
         self.early = early
@@ -132,8 +134,14 @@ class SocksTcp:
             self._counters.drop("too many TCP connections")
             connection.refuse()
             return
+        try:
+            target = self._names(connection.target)
+        except AddressError:
+            self._counters.drop("fake address without a name")
+            connection.refuse()
+            return
         crossing = self._crossings[connection] = _Crossing(self, connection)
-        crossing.start(self._proxyFor(connection), self._names(connection.target))
+        crossing.start(self._proxyFor(connection), target)
 
     def _proxyFor(self, connection: Connection) -> Proxy:
         proxy = self.proxy

@@ -342,13 +342,17 @@ class FakeDns(Before):
         return writeReply(query, (dns.Record_PTR(name),), _FAKE_SECONDS)
 
     def targetOf(self, address: Address) -> Address:
-        """The name behind a fake address, with the port; all else as it is, also a fake address without a name."""
-        name = self._names.nameOf(address[0], self._clock())
-        return address if name is None else Address(name, address[1])
+        """
+        The name behind a fake address, with the port; all else as it is.
 
-    def isForgotten(self, address: Address) -> bool:
-        """Whether this is a fake address whose name nobody knows any more."""
-        return self._names.covers(address[0]) and self._names.nameOf(address[0], self._clock()) is None
+        @raise AddressError: nobody knows any more what name a fake address stood for.
+        """
+        name = self._names.nameOf(address[0], self._clock())
+        if name is not None:
+            return Address(name, address[1])
+        if self._names.covers(address[0]):
+            raise AddressError(f"{address[0]} stands for no name any more")
+        return address
 
     # -- and back
 

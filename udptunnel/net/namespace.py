@@ -157,5 +157,8 @@ def _start(wanted: Wanted, descriptor: int) -> subprocess.Popen[bytes]:
 
 def _receive(outside: socket.socket) -> tuple[bytes, list[int]]:
     """A message with descriptors, which no other process is to inherit."""
-    text, descriptors, _, _ = socket.recv_fds(outside, _ANSWER_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    text, descriptors, _, _ = socket.recv_fds(outside, _ANSWER_BYTES, _MOST_DESCRIPTORS)
+    for each in descriptors:
+        # MSG_CMSG_CLOEXEC does not get as far as the kernel from recv_fds of Python 3.11.
+        os.set_inheritable(each, False)
     return text, descriptors

@@ -32,14 +32,14 @@ from zope.interface import implementer
 from udptunnel.wire.frame import Buffer
 
 LARGE_BYTES = 1 << 20
-"""Size of the first pipes; also the most that any user may ask for where F{/proc/sys/fs/pipe-max-size} is unchanged."""
+"""Size of the first pipes; also the most that any user may ask for where C{/proc/sys/fs/pipe-max-size} is unchanged."""
 
 MOST_LARGE = 32
 """
 How many pipes of that size there may be at once. Others have the kernel's usual size.
 
 What one user without privileges has in pipes is limited to 64 MiB
-(F{/proc/sys/fs/pipe-user-pages-soft}); beyond that the kernel makes pipes of two pages.
+(C{/proc/sys/fs/pipe-user-pages-soft}); beyond that the kernel makes pipes of two pages.
 """
 
 SMALL_BYTES = 64 << 10
@@ -308,10 +308,7 @@ class _Side:
             return
         if not self._waits:
             self._reactor.removeWriter(self.peer)
-            if self._ended:
-                self._finish()
-            else:
-                self._reactor.addReader(self)
+            self._reactor.addReader(self)
 
     def _empty(self, pipe: Pipe) -> None:
         try:

@@ -15,9 +15,10 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -55,6 +56,9 @@ PROOF_PORT = 9
 """Where the self-test connects to: discard (RFC 863)."""
 
 _NOTHING_THERE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ECONNABORTED)
+
+
+_log = Logger()
 
 
 class Connection:
@@ -362,6 +366,9 @@ class KernelStack:
         self.doors.clear()
 
 
+AnyStack = TypeVar("AnyStack", bound=KernelStack)
+
+
 class Place(NamedTuple):
     """The two addresses that one family needs at a TUN."""
 
@@ -492,3 +499,27 @@ class TunStack(KernelStack):
 
     def _provenBy(self, peer: Address) -> Session | None:
         return next((each for each in self._proving.values() if each is not None and each.port == peer.port), None)
+
+
+def firstThatWorks(stacks: Iterable[AnyStack], use: Callable[[AnyStack], None]) -> AnyStack:
+    """
+    Try stacks, one after the other.
+
+    @param use: called with each before it is tried: packets go to it then.
+    @return: the first one that works; it is started, and the others are stopped.
+    @raise ListenError: none does; the text has the reasons of all.
+    """
+    reasons = []
+    for stack in stacks:
+        use(stack)
+        try:
+            stack.start()
+            why = stack.prove()
+        except ListenError as error:
+            why = str(error)
+        if not why:
+            return stack
+        stack.stop()
+        _log.warn("stack {stack} does not work: {why}", stack=stack.name, why=why)
+        reasons.append(why)
+    raise ListenError("; ".join(reasons))

@@ -32,7 +32,7 @@ from udptunnel.net.netns import NetnsStack
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
-from udptunnel.net.stack import KernelStack, Place, TcpReceiver, TunStack
+from udptunnel.net.stack import KernelStack, Place, TcpReceiver, TunStack, firstThatWorks
 from udptunnel.net.tun import NAMES, Interface, LinuxSystem, System, TunOffload, TunPort
 from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.links import every
@@ -145,7 +145,11 @@ class Tun2socksService(MultiService):
         return receiver
 
     def _targetOf(self, address: Address) -> Address:
-        """Where a connection goes to, names considered."""
+        """
+        Where a connection goes to, names considered.
+
+        @raise AddressError: it goes to a fake address that stands for nothing.
+        """
         for each in self._names:
             address = each.targetOf(address)
         return address
@@ -214,7 +218,7 @@ class Tun2socksService(MultiService):
         else:
             self.port.open()
         try:
-            self._findStack(places)
+            firstThatWorks(self._stacks(places), self._use)
             self.routes.start(self.port.name)
             for option, address in _serversIn(self.config):
                 self.routes.refuseLoops(option, [_resolved(option, address).host])
@@ -233,22 +237,8 @@ class Tun2socksService(MultiService):
                 missing.append(str(own))
         return places, missing
 
-    def _findStack(self, places: Sequence[Place]) -> None:
-        """The first stack that works."""
-        reasons = []
-        for stack in self._stacks(places):
-            self.gateway.stack = self.stack = stack
-            try:
-                stack.start()
-                why = stack.prove()
-            except ListenError as error:
-                why = str(error)
-            if not why:
-                return
-            self._log.warn("stack {stack} does not work: {why}", stack=stack.name, why=why)
-            reasons.append(why)
-            stack.stop()
-        raise ListenError("; ".join(reasons))
+    def _use(self, stack: KernelStack) -> None:
+        self.gateway.stack = self.stack = stack
 
     def _stacks(self, places: Sequence[Place]) -> Iterator[KernelStack]:
         wanted = self.config.stack
@@ -416,7 +406,8 @@ def _resolved(option: str, address: Address) -> Address:
 def captureOf(config: Tun2socksConfig) -> Capture:
     """What is to go into the TUN."""
     past = [_resolved(option, address).host for option, address in _serversIn(config)]
-    return Capture(config.route, config.autoRoute, config.fwmark, config.dns is not None, (*past, *config.bypass))
+    networks = tuple(dict.fromkeys((*config.route, *config.fakeDns)))
+    return Capture(networks, config.autoRoute, config.fwmark, config.dns is not None, (*past, *config.bypass))
 
 
 def _serversIn(config: Tun2socksConfig) -> Iterator[tuple[str, Address]]:

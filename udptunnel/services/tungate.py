@@ -22,7 +22,7 @@ from udptunnel.errors import ListenError
 from udptunnel.net.arrivals import Arrivals, Datagrams, TcpReceived, UdpReceived
 from udptunnel.net.gateway import Gateway
 from udptunnel.net.netns import NetnsStack
-from udptunnel.net.stack import Place, TunStack
+from udptunnel.net.stack import Place, TunStack, firstThatWorks
 from udptunnel.net.tun import Interface, System, TunOffload, TunPort
 from udptunnel.services.links import every
 from udptunnel.wire.address import Address
@@ -125,20 +125,13 @@ class GatewayService(Service):
 
     def _findStack(self) -> TunStack | NetnsStack:
         """The first stack that works."""
-        reasons = []
-        for stack in self._stacks():
-            self._gateway.stack = stack
-            try:
-                stack.start()
-                why = stack.prove()
-            except ListenError as error:
-                why = str(error)
-            if not why:
-                return stack
-            stack.stop()
-            self._log.warn("stack {stack} does not work: {why}", stack=stack.name, why=why)
-            reasons.append(why)
-        raise ListenError("; ".join(reasons) or f"there is no stack {self._wanted}: expected {', '.join(STACKS)}")
+        stacks = list(self._stacks())
+        if not stacks:
+            raise ListenError(f"there is no stack {self._wanted}: expected {', '.join(STACKS)}")
+        return firstThatWorks(stacks, self._use)
+
+    def _use(self, stack: TunStack | NetnsStack) -> None:
+        self._gateway.stack = stack
 
     def _stacks(self) -> Iterator[TunStack | NetnsStack]:
         if self._wanted in ("auto", "tun") and self._interface.addresses:
