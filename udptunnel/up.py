@@ -118,7 +118,7 @@ def folderFor(given: str | None) -> str:
         os.makedirs(folder, mode=0o755, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run-dir {folder}: {error.strerror}") from error
-    return folder
+    return os.path.abspath(folder)
 
 
 def _ofUser() -> str:

@@ -161,10 +161,11 @@ class Carrier(Service):
             self._waiting.cancel()
             self._waiting = None
         if self.process:
-            self._gone = Deferred()
-            self._guard.signal(self.process, signal.SIGTERM)
+            gone: Deferred[None] = Deferred()
+            self._gone = gone
             killing = self._reactor.callLater(FAREWELL_SECONDS, self._kill)
-            await self._gone
+            self._guard.signal(self.process, signal.SIGTERM)
+            await gone
             if killing.active():
                 killing.cancel()
 
