@@ -271,7 +271,7 @@ class OptionsTests(SynchronousTestCase):
 
     def test_logConfig(self) -> None:
         """The first role says how the log is written, but one that leaves something out goes before it."""
-        plain, secret = LocalConfig(), ServerConfig(redact=True)
-        self.assertIs(logConfigOf(SideConfig(roles={"a": Tun2socksConfig(), "b": plain})).redact, False)
+        first, plain, secret = Tun2socksConfig(), LocalConfig(), ServerConfig(redact=True)
+        self.assertIs(logConfigOf(SideConfig(roles={"a": first, "b": plain})), first)
         self.assertIs(logConfigOf(SideConfig(roles={"a": plain, "b": secret})), secret)
         self.assertEqual(logConfigOf(SideConfig()).logFormat, "text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -64,6 +65,21 @@ class PidFileTests(SynchronousTestCase):
         self.assertTrue(other.take())
         self.assertTrue(os.path.exists(other.name))
         self.assertFalse(self.file.take())
+
+    def test_removedMeanwhile(self) -> None:
+        """Nor is one that is removed between opening and locking it."""
+        lock, opened = fcntl.flock, list[int]()
+
+        def removeFirst(descriptor: int, how: int) -> None:
+            if not opened:
+                os.unlink(self.file.name)
+            opened.append(descriptor)
+            lock(descriptor, how)
+
+        self.patch(fcntl, "flock", removeFirst)
+        self.assertTrue(self.file.take())
+        self.assertEqual(len(opened), 2)
+        self.assertTrue(os.path.samestat(os.stat(self.file.name), os.fstat(self.file.descriptor)))
 
     def test_nonsense(self) -> None:
         """A file without a number says nothing; neither does one that is not there."""

@@ -8,6 +8,7 @@ import stat
 import sys
 from pathlib import Path
 
+from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.services.children import ChildReactor
@@ -15,6 +16,7 @@ from tests.services.tunnel import TunnelTestCase, freePort
 from tests.waiting import until
 from udptunnel.config import LocalConfig, ServerConfig
 from udptunnel.errors import ConfigError, ListenError
+from udptunnel.services import plugin as module
 from udptunnel.services.local import LocalService
 from udptunnel.services.plugin import environmentOf
 from udptunnel.services.server import ServerService
@@ -78,6 +80,23 @@ class ConfigurationTests(SynchronousTestCase):
         service = ServerService(ServerConfig(plugin="p", listen=texts), ChildReactor())
         addresses = [str(each.listen) for each in service.plugins]
         self.assertEqual(addresses, ["0.0.0.0:8388", "[::]:1", "10.0.0.1:2", "[::1]:3", "0.0.0.0:4"])
+
+    def test_ports(self) -> None:
+        """Each start of udp-local's plugin has a port of its own, and links go to the last one."""
+        ports = iter((1, 2))
+        self.patch(module, "_freePort", lambda: next(ports))
+        reactor = ChildReactor()
+        config = LocalConfig(plugin="true", server=("tcp:relay.example:8388",))
+        (plugin,) = LocalService(config, reactor).plugins.values()
+        plugin.carrier.startService()
+        reactor.child.exits(1)
+        reactor.advance(1)
+        found = [(each.environment["SS_LOCAL_PORT"], each.environment["SS_REMOTE_HOST"]) for each in reactor.children]
+        self.assertEqual(found, [("1", "relay.example"), ("2", "relay.example")])
+        asked: list[tuple[str, int]] = []
+        reactor.connectTCP = lambda host, port, *rest, **named: asked.append((host, port))
+        plugin.connect(Factory())
+        self.assertEqual(asked, [("127.0.0.1", 2)])
 
     def test_open(self) -> None:
         """A plugin asks nobody who he is: beyond loopback somebody else must, as without it."""
