@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.logger import globalLogPublisher
@@ -18,13 +19,55 @@ from udptunnel.net.namespace import TRANSPARENT, Made
 from udptunnel.net.netns import NetnsStack
 from udptunnel.net.testing import PortReactor
 from udptunnel.net.tun import TunOffload
-from udptunnel.run import NoTcp, Run, RunOptions, wanted
+from udptunnel.run import SI_KERNEL, NoTcp, Run, RunOptions, wanted
 from udptunnel.services.tun2socks import Tun2socksService
 from udptunnel.wire.address import Address
 from udptunnel.wire.ip import parse
 from udptunnel.wire.transport import RST, parseTcp
 
 MADE = Made(7, TRANSPARENT, ())
+
+
+class StoppableReactor(PortReactor):
+    """
+    A reactor that runs, until it is stopped.
+
+    @ivar stops: how often it was.
+    """
+
+    running = True
+    stops = 0
+
+    def stop(self) -> None:
+        """Count."""
+        self.stops += 1
+
+    def callFromThread(self, call: Any, *words: Any) -> None:
+        """Call something soon."""
+        self.callLater(0, call, *words)
+
+
+class MemoryProcess:
+    """
+    A process that ends when it was looked at often enough.
+
+    @ivar signals: what it was sent.
+    """
+
+    returncode = -9
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+        self.signals: list[int] = []
+
+    def poll(self) -> int | None:
+        """Its exit status, once it has ended."""
+        self._looks -= 1
+        return None if self._looks >= 0 else self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Keep it."""
+        self.signals.append(number)
 
 
 def options(*words: str) -> RunOptions:
@@ -89,6 +132,46 @@ class OptionsTests(SynchronousTestCase):
         """Signals that we keep from ourselves are not kept from the command."""
         asked = wanted(options("true"), {signal.SIGUSR1})
         self.assertEqual(asked.unblocked, (int(signal.SIGUSR1),))
+
+
+class SignalTests(SynchronousTestCase):
+    """Whose a signal is."""
+
+    def attend(self, *arriving: tuple[int, int], gone: bool = True) -> MemoryProcess:
+        """Let signals arrive, each with its code; the process has ended then."""
+        self.reactor = StoppableReactor()
+        inside = MemoryInside()
+        self.addCleanup(inside.close)
+        inside.process = process = MemoryProcess(len(arriving))  # type: ignore[attr-defined]
+        left = [SimpleNamespace(si_signo=number, si_code=code) for number, code in arriving]
+        self.patch(signal, "sigwaitinfo", lambda _: left.pop(0))
+        self.running = Run(self.reactor, options("true"), inside)  # type: ignore[arg-type]
+        self.running._gone = gone
+        self.running._attend()
+        return process
+
+    def test_passedOn(self) -> None:
+        """What somebody sends to us is the command's; what a terminal sends, the command has got already."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self.assertEqual(self.attend((number, 0)).signals, [number])
+            self.assertEqual(self.attend((number, SI_KERNEL)).signals, [])
+
+    def test_children(self) -> None:
+        """That a child has ended is no signal for the command."""
+        self.assertEqual(self.attend((signal.SIGCHLD, 1), (signal.SIGTERM, 0)).signals, [signal.SIGTERM])
+
+    def test_early(self) -> None:
+        """Before there is a command, a signal ends us, whoever sends it."""
+        for code in (0, SI_KERNEL):
+            process = self.attend((signal.SIGINT, code), gone=False)
+            self.reactor.advance(0)
+            self.assertEqual((process.signals, self.reactor.stops, self.running.status), ([], 1, 130))
+
+    def test_killed(self) -> None:
+        """A command that a signal has killed has the exit status that a shell would give it."""
+        self.attend()
+        self.reactor.advance(0)
+        self.assertEqual((self.reactor.stops, self.running.status), (1, 137))
 
 
 class NoTcpTests(SynchronousTestCase):

@@ -571,9 +571,9 @@ class FramesTests(SynchronousTestCase):
         """A burst goes to the outlet of its association, as one burst, and counts as a sign of life."""
         pair = Pair().greeted()
         association, outlet = pair.open()
-        feed(pair.links[0][0], encode(TARGET, 3, 0, packAddress(TARGET_ADDRESS)) + encode(0, 3, 2, b"aab"), 7.0)
+        feed(pair.links[0][0], encode(TARGET, 3, 0, packAddress(TARGET_ADDRESS)) + encode(0, 3, 2, b"aab"), 1.5)
         self.assertEqual(outlet.bursts, [(TARGET_ADDRESS, 2, b"aab")])
-        self.assertEqual(association.used, 7.0)
+        self.assertEqual(association.used, 1.5)
 
     def test_emptyDatagram(self) -> None:
         """An empty datagram is passed on."""
@@ -851,6 +851,124 @@ class HeartbeatTests(SynchronousTestCase):
             feed(link, pong(moment, received), 1.0)
             link.offer([makeParcel(makeAssociation(), b"a")], 1.0)
         self.assertEqual(bodies(carrier.takeFrames()), [b"a"] * 4)
+
+
+class StoppedTests(SynchronousTestCase):
+    """What was sent while this end was stopped is not delivered when it wakes."""
+
+    def setUp(self) -> None:
+        self.pair = Pair().greeted()
+        self.association, self.outlet = self.pair.open()
+        self.send(b"before", 0.0)
+        self.pair.pump()
+        for link in self.pair.links[0]:
+            link.tick(0.5)
+
+    @property
+    def counters(self) -> tuple[Counters, Counters]:
+        return self.pair.localCounters, self.pair.serverCounters
+
+    def send(self, payload: bytes, now: float, back: bool = False) -> None:
+        """Send from udp-local, or from udp-server."""
+        if back:
+            theirs = self.pair.server.associations.get(self.association.number) or self.fail("it is not open")
+            self.pair.server.send([makeParcel(theirs, payload)], now)
+        else:
+            self.association.touch(TARGET_ADDRESS, now)
+            self.pair.local.send([makeParcel(self.association, payload)], now)
+
+    def delivered(self, back: bool = False) -> list[bytes]:
+        """What has arrived at the target, or at the application."""
+        outlet = self.outlet if back else self.pair.outlets[self.association.number]
+        return [payload for _, payload in outlet.datagrams]
+
+    def feedOther(self, back: bool, now: float) -> None:
+        """Carry what one end has sent to the other."""
+        sender = int(back)
+        feed(self.pair.links[0][1 - sender], self.pair.carriers[0][sender].take(), now)
+
+    def test_bothEnds(self) -> None:
+        """Until the PING of its waking is answered either end drops DATA; what was sent behind the PONG arrives."""
+        for back in (False, True):
+            self.setUp()
+            before = self.delivered(back)
+            self.send(b"old", 1.0, back)
+            self.send(b"old, too", 2.0, back)
+            self.feedOther(back, 60.0)
+            self.assertEqual(self.delivered(back), before)
+            self.send(b"sent before the PING came", 60.0, back)
+            self.feedOther(not back, 60.1)
+            self.send(b"new", 60.1, back)
+            self.feedOther(back, 60.2)
+            self.assertEqual(self.delivered(back), [*before, b"new"])
+            self.assertEqual(self.counters[1 - back].dropped, {"stale": 3})
+            self.assertEqual(self.counters[back].dropped, {})
+
+    def test_bursts(self) -> None:
+        """Each datagram of a burst is counted."""
+        self.association.touch(TARGET_ADDRESS, 1.0)
+        self.pair.local.send([makeParcel(self.association, b"ab", b"cd", b"e")], 1.0)
+        self.feedOther(False, 60.0)
+        self.assertEqual(self.pair.serverCounters.dropped, {"stale": 3})
+
+    def test_controlIsHeard(self) -> None:
+        """Frames that are no DATA count all the same: targets are known afterwards, and PINGs are answered."""
+        other = Address("203.0.113.9", 9)
+        self.pair.local.send([makeParcel(self.association, b"old", address=other)], 1.0)
+        self.feedOther(False, 60.0)
+        self.feedOther(True, 60.0)
+        self.pair.local.send([makeParcel(self.association, b"new", address=other)], 60.0)
+        self.feedOther(False, 60.1)
+        self.assertEqual(self.pair.outlets[self.association.number].datagrams[-1], (other, b"new"))
+
+    def test_earlierPong(self) -> None:
+        """The answer to an older PING says nothing: what follows it may be old."""
+        _, server = self.pair.links[0]
+        server.ask(0.6)
+        self.feedOther(True, 0.7)
+        self.send(b"old", 1.0)
+        self.feedOther(False, 60.0)
+        self.assertEqual(self.delivered(), [b"before"])
+
+    def test_tickFirst(self) -> None:
+        """It does not matter whether the tick or a read is the first to come after waking."""
+        self.send(b"old", 1.0)
+        self.pair.links[0][1].tick(60.0)
+        self.feedOther(False, 60.0)
+        self.assertEqual(self.delivered(), [b"before"])
+
+    def test_fullPath(self) -> None:
+        """While the path takes nothing the PING waits for it, and nothing is delivered meanwhile."""
+        _, server = self.pair.links[0]
+        carrier = self.pair.carriers[0][1]
+        carrier.full = True
+        server.control(encode(CLOSE | 77))
+        self.send(b"old", 1.0)
+        self.feedOther(False, 60.0)
+        carrier.take()
+        carrier.full = False
+        server.resumed(60.1)
+        self.feedOther(True, 60.1)
+        self.send(b"new", 60.1)
+        self.feedOther(False, 60.2)
+        self.assertEqual(self.delivered(), [b"before", b"new"])
+
+    def test_busy(self) -> None:
+        """A machine that is busy for a second or two costs nothing."""
+        self.send(b"late", 1.0)
+        self.feedOther(False, 2.5)
+        self.assertEqual((self.delivered(), self.pair.serverCounters.dropped), ([b"before", b"late"], {}))
+
+    def test_again(self) -> None:
+        """It is noticed each time."""
+        for begin in (60.0, 120.0):
+            self.send(b"old", begin - 30)
+            self.feedOther(False, begin)
+            self.feedOther(True, begin)
+            self.feedOther(False, begin)
+            self.send(b"new", begin)
+            self.feedOther(False, begin)
+        self.assertEqual(self.delivered(), [b"before", b"new", b"new"])
 
 
 class FarewellTests(SynchronousTestCase):

@@ -216,12 +216,12 @@ class AssociationsTests(SynchronousTestCase):
     def test_surplus(self) -> None:
         """One association too many ends the one that was silent longest; the other end is told."""
         pair = Pair(associations=3).greeted()
-        opened = [pair.open(now) for now in (1.0, 2.0, 3.0)]
+        opened = [pair.open(now) for now in (0.1, 0.2, 0.3)]
         for now, (association, _) in enumerate(opened):
-            send(pair, association, now=4.0 + (now + 1) % 3)
-        pair.pump(5.0)
-        pair.open(10.0)
-        pair.pump(10.0)
+            send(pair, association, now=0.4 + (now + 1) % 3 / 10)
+        pair.pump(0.6)
+        pair.open(1.0)
+        pair.pump(1.0)
         self.assertEqual([outlet.closings for _, outlet in opened], [0, 0, 1])
         self.assertEqual(pair.outlets[opened[2][0].number].closings, 1)
         self.assertEqual((pair.localCounters.evicted, pair.localCounters.dropped), (1, {}))
@@ -231,8 +231,8 @@ class AssociationsTests(SynchronousTestCase):
         pair = Pair(granted=3).greeted()
         pair.local.associations.most = 100
         for now in range(10):
-            send(pair, pair.open(now)[0], now=now)
-            pair.pump(now)
+            send(pair, pair.open(now / 10)[0], now=now / 10)
+            pair.pump(now / 10)
         self.assertEqual(len(pair.server.associations), 3)
         self.assertEqual(sorted(each.number for each in pair.local.associations), [7, 8, 9])
 
@@ -282,7 +282,7 @@ class AssociationsTests(SynchronousTestCase):
 
     def test_answersCount(self) -> None:
         """An answer is a sign of life, too."""
-        pair = Pair().greeted()
+        pair = Pair().greeted(now=249.0)
         association, _ = pair.open(0.0)
         feed(pair.links[0][0], encode(TARGET, body=packAddress(TARGET_ADDRESS)) + encode(0, 0, 1, b"x"), 250.0)
         self.assertEqual(association.used, 250.0)

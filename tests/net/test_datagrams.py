@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.examples import EXAMPLES
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
-from udptunnel.net.datagrams import DatagramPort, Traffic
+from udptunnel.net.datagrams import MOST_DISCARDS, DatagramPort, Traffic
 from udptunnel.net.mmsg import SLOTS
 from udptunnel.net.offload import NAMES, Offload, probe
 from udptunnel.net.testing import MemorySocket, PortReactor, RecordingReceiver
@@ -237,6 +237,70 @@ class FairnessTests(PortTestCase):
             port, receiver, counters = self.makePort(offload=names)
             port.doRead()
             self.assertEqual((receiver.calls, counters.received, counters.dropped), ([], 0, {}))
+
+
+class Flooded(MemorySocket):
+    """Always has one more."""
+
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[Any, ...]]:
+        return b"x", ("127.0.0.1", 9)
+
+
+class StoppedTests(PortTestCase):
+    """What came while the process was stopped."""
+
+    def test_discarded(self) -> None:
+        """Nobody wants it any more: the first look at the clock empties all ports, and counts each datagram."""
+        for names in COMBINATIONS:
+            for first in ("read", "tick"):
+                self.reactor = PortReactor()
+                one, received, counters = self.makePort(offload=names)
+                other = DatagramPort(one._traffic, Address("127.0.0.1", 0), received)
+                other.startListening()
+                one._traffic.tick(self.reactor.seconds())
+                sender, _, _ = self.makePort()
+                for _ in range(200):
+                    sender.send(tuple(one.address), 3, b"old")
+                sender.send(tuple(other.address), 3, b"old")
+                self.reactor.advance(60)
+                if first == "tick":
+                    one._traffic.tick(self.reactor.seconds())
+                else:
+                    other.doRead()
+                self.assertEqual((received.datagrams, counters.dropped), ([], {"stale": 201}))
+                for port in (one, other):
+                    sender.send(tuple(port.address), 3, b"new")
+                    port.doRead()
+                    port.stopListening()
+                sender.stopListening()
+                self.assertEqual(received.datagrams, [b"new", b"new"])
+
+    def test_closed(self) -> None:
+        """Ports that are closed have nothing to discard, and are not kept in mind."""
+        port, _, counters = self.makePort()
+        port._traffic.tick(0)
+        port.stopListening()
+        port.stopListening()
+        port._traffic.tick(60)
+        self.assertEqual((len(port._traffic._ports), counters.dropped), (0, {}))
+
+    def test_bounded(self) -> None:
+        """Even if it never becomes empty, as under a flood, it comes to an end."""
+        flooded = Flooded()
+        port, received, counters = self.adopted(flooded, Offload())
+        port.discard()
+        self.assertEqual(received.datagrams, [])
+        self.assertEqual(counters.dropped["stale"], MOST_DISCARDS * 64)
+        port.stopListening()
+
+    def test_noTick(self) -> None:
+        """Where nothing ticks, nothing is taken for old."""
+        port, received, _ = self.makePort()
+        sender, _, _ = self.makePort()
+        sender.send(tuple(port.address), 1, b"x")
+        self.reactor.advance(1000)
+        port.doRead()
+        self.assertEqual(received.datagrams, [b"x"])
 
 
 class RestTests(PortTestCase):

@@ -214,7 +214,7 @@ class FailedTests(DialTestCase):
         dial = self.dial(server)
         self.turn(lambda: self.caller.over)
         why = f"the SOCKS5 server {server.address} can not be reached: Connection refused"
-        self.assertEqual(self.caller.failures, [(why, ReplyCode.HOST_UNREACHABLE)])
+        self.assertEqual(self.caller.failures, [(why, ReplyCode.CONNECTION_REFUSED)])
         self.assertEqual((dial.asked, dial.fault), (False, Fault.SERVER))
 
     def test_noRoute(self) -> None:
@@ -390,5 +390,5 @@ class EpollTests(DialTestCase):
             self.epoll.doIteration(0.1)
             if self.caller.over:
                 break
-        self.assertEqual([code for _, code in self.caller.failures], [ReplyCode.HOST_UNREACHABLE])
+        self.assertEqual([code for _, code in self.caller.failures], [ReplyCode.CONNECTION_REFUSED])
         self.assertIn("Connection refused", self.caller.failures[0][0])

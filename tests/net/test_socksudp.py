@@ -136,10 +136,10 @@ class MemoryDial:
         self.asked = True
         self.caller.failed(why, code)
 
-    def fail(self, why: str = "can not be reached") -> None:
+    def fail(self, why: str = "can not be reached", code: int = ReplyCode.HOST_UNREACHABLE) -> None:
         """The server is not there."""
         assert self.started and not self.cancelled
-        self.caller.failed(why, ReplyCode.HOST_UNREACHABLE)
+        self.caller.failed(why, code)
 
 
 class SocksUdpTestCase(SynchronousTestCase):
@@ -188,7 +188,7 @@ class SocksUdpTestCase(SynchronousTestCase):
 
     def openSocket(self, relay: Address, local: Any, mark: int) -> RelaySocket:
         """Keep it."""
-        self.assertEqual((local, mark), (("192.0.2.1", 50000), 7))
+        self.assertIn((local, mark), ((("192.0.2.1", 50000), 7), (None, 7)))
         if self.openError is not None:
             raise self.openError
         self.relays.append(relay)
@@ -579,6 +579,36 @@ class RefusedTests(SocksUdpTestCase):
                 self.send()
                 self.assertEqual(len(self.dials), before + 2)
                 self.udp.stop()
+
+    def test_unasked(self) -> None:
+        """A server that refuses TCP gets datagrams all the same, at the same address: ss-local -U does not take TCP."""
+        self.send(b"a")
+        self.dials[0].fail("refused", ReplyCode.CONNECTION_REFUSED)
+        self.assertEqual((self.relays, self.log), ([SERVER], []))
+        self.receive(packHeader(TARGET) + b"b")
+        self.assertEqual(self.writer.bursts, [(SOURCE, TARGET, 1, b"b")])
+        self.assertEqual(self.associations, 1)
+
+    def test_unaskedElsewhere(self) -> None:
+        """They go to --udp-address, if that was given."""
+        self.udpAddress = Address("192.0.2.99", 0)
+        self.udp = self.make()
+        self.send(b"a")
+        self.dials[0].fail("refused", ReplyCode.CONNECTION_REFUSED)
+        self.assertEqual(self.relays, [Address("192.0.2.99", SERVER.port)])
+
+    def test_nobody(self) -> None:
+        """If the kernel says that nobody takes them either, the server is not there; it is asked again soon."""
+        self.send(b"a")
+        self.dials[0].fail("refused", ReplyCode.CONNECTION_REFUSED)
+        self.sockets[0].error = ConnectionRefusedError(errno.ECONNREFUSED, "")
+        self.portOf(0).doRead()
+        self.assertEqual(self.warnings("nobody is there, neither for TCP nor for UDP"), 1)
+        self.send(b"b")
+        self.assertEqual(self.writer.refusals, [(SOURCE, TARGET, Unreachable.HOST)])
+        self.advance(2)
+        self.send(b"c")
+        self.assertEqual(len(self.dials), 2)
 
     def test_noDescriptor(self) -> None:
         """When no socket can be had, that is no fault of the server's; nothing is left open."""

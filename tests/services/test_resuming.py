@@ -34,10 +34,10 @@ class ResumingTestCase(TunnelTestCase):
         return local
 
     async def interrupt(self, local: LocalService, server: ServerService) -> None:
-        """All connections are reset, and udp-local comes back."""
-        links, before = len(local.session.links), server.logins["accepted"]
+        """All connections are reset, those of others too, and everybody comes back."""
+        links, every, before = len(local.session.links), server.report()["links"], server.logins["accepted"]
         cut(server)
-        await until(lambda: server.logins["accepted"] == before + links)
+        await until(lambda: server.logins["accepted"] == before + every)
         await self.linksUp(local, links)
 
 

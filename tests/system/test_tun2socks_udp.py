@@ -13,30 +13,16 @@ from collections.abc import Iterable
 from tests.system.clients import LARGEST, Echo, closeAll, open_
 from tests.system.namespaces import Network
 from tests.system.programs import ECHO, Program, until
-from tests.system.tunnelled import PROXY, STORE, WEB, Filter, TunnelledTestCase, store
+from tests.system.tunnelled import STORE, WEB, Filter, TunnelledTestCase, store
 from tests.system.watch import residentBytes
 
 TARGET, TARGET6 = Network.atTarget
 LOOPBACK = "127.0.0.1"
-SIZES = (0, 1, 1400, 1472, 1473, 9000, 65507)
-"""Of payloads: around what fits into a packet, and into no packet of IPv4."""
+SIZES = (0, 1, 1400, 1472, 1473, 9000, 65485)
+"""Of payloads: around what fits into one packet, and the most that fits behind a SOCKS5 header with an IPv6 address."""
 
 SOURCES = 1000
 RATE, DATAGRAM, STREAM_SECONDS = "100M", 1400, 3
-
-DANTE = f"""
-logoutput: stderr
-internal: {Network.atServer[0]} port = {PROXY}
-external: {Network.beforeTarget[0]}
-clientmethod: none
-socksmethod: none
-user.privileged: root
-user.unprivileged: nobody
-udp.connectdst: no
-client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
-socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 command: connect udpassociate }}
-socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 command: udpreply }}
-"""
 
 
 class UdpTestCase(TunnelledTestCase):
@@ -71,7 +57,10 @@ class DatagramTests(UdpTestCase):
         for host in Network.atTarget:
             udp = self.udp(host)
             for size in SIZES:
-                self.exchange(udp, host, bytes(place * 7 % 251 for place in range(size)))
+                try:
+                    self.exchange(udp, host, bytes(place * 7 % 251 for place in range(size)))
+                except TimeoutError:
+                    self.fail(f"{size} bytes do not come back from {host}")
 
     def test_sizes(self) -> None:
         """Datagrams of all lengths go there and back, over IPv4 and IPv6; long ones are fragments on their way."""
@@ -102,9 +91,7 @@ class DatagramTests(UdpTestCase):
 
     def test_dante(self) -> None:
         """Through Dante, which carries TCP and UDP."""
-        file = self.folder / "danted.conf"
-        file.write_text(DANTE)
-        self.start(self.network.server, "danted", "-f", str(file)).listens(PROXY)
+        self.startDante()
         self.addCleanup(self.addStore().close)
         self.startTun()
         self.assertEchoes(TARGET)
@@ -152,7 +139,7 @@ class ConeTests(UdpTestCase):
         words = "--listening-ip", TARGET, "--listening-ip", Network.third[0], "--relay-ip", TARGET, "--stun-only"
         quiet = "--no-cli", "--no-tls", "--no-dtls", "--no-tcp", "--no-tcp-relay", "--log-file=stdout", "--no-auth"
         more = "--userdb", str(self.folder / "turndb"), "--pidfile", str(self.folder / "turn.pid")
-        turn = self.start(self.network.target, "turnserver", "-n", "--rfc5780", *words, *quiet, *more)
+        turn = self.start(self.network.target, "turnserver", "-n", *words, *quiet, *more)
         turn.listens(3479, "udp")
         self.startWithUdp()
         said = self.ask(self.network.client, "turnutils_natdiscovery", "-m", "-f", TARGET)
@@ -216,8 +203,8 @@ class NameTests(UdpTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        records = f"--host-record=www.tunnel.test,{TARGET},{TARGET6}", "--log-facility=-"
-        self.dnsmasq = self.startNameServer(*records)
+        records = f"--host-record=www.tunnel.test,{TARGET},{TARGET6}"
+        self.dnsmasq = self.startNameServer(records, f"--host-record=four.tunnel.test,{TARGET}")
 
     def dig(self, server: str, *words: str) -> list[str]:
         options = "+short", "+tries=1", "+time=5"
@@ -246,9 +233,10 @@ class NameTests(UdpTestCase):
         self.startTun("--fake-dns", "198.18.0.0/15", *routes)
         (fake,) = self.dig("192.0.2.53", "www.tunnel.test")
         self.assertRegex(fake, r"^198\.1[89]\.")
-        self.assertNotIn("www.tunnel.test", self.dnsmasq.said)
-        self.assertEqual(self.curl(f"http://www.tunnel.test:{WEB}/page"), "This is /page.\n")
-        self.assertIn(f"www.tunnel.test from {Network.beforeTarget[0]}", self.dnsmasq.said)
+        self.assertNotIn("query", self.dnsmasq.said)
+        # What microsocks does with a name that has two addresses is not our business.
+        self.assertEqual(self.curl(f"http://four.tunnel.test:{WEB}/page"), "This is /page.\n")
+        self.assertIn(f"four.tunnel.test from {Network.beforeTarget[0]}", self.dnsmasq.said)
 
     def test_fakeNamesUdp(self) -> None:
         """Datagrams to a fake address go to the name, and the answer comes from the fake address."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
+import tempfile
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
@@ -35,17 +38,31 @@ HEV = "HEV_SOCKS5_SERVER"
 """The environment variable that may hold the path of hev-socks5-server, which Debian does not have."""
 
 
-class Store(threading.Thread):
-    """
-    A TCP target: takes all that comes until its end, and answers with as many bytes and the hash of what came.
+DANTE = f"""
+logoutput: stderr
+internal: {Network.atServer[0]} port = {PROXY}
+external: up0
+clientmethod: none
+socksmethod: none
+user.privileged: root
+user.unprivileged: nobody
+udp.connectdst: no
+client pass {{ from: 0/0 to: 0/0 }}
+socks pass {{ from: 0/0 to: 0/0 command: connect udpassociate }}
+socks pass {{ from: 0/0 to: 0/0 command: udpreply }}
+"""
 
-    It answers nothing before the client has said that this was all, so it needs connections that are closed by halves.
+
+class Store:
+    """
+    A TCP target: takes what a client sends, and answers with the same number of other bytes and the hash of what came.
+
+    How much it takes is said first, in eight bytes; nothing means all until the client has closed its half.
 
     @ivar clients: who has connected.
     """
 
     def __init__(self, namespace: Namespace, *addresses: tuple[str, int]) -> None:
-        super().__init__(daemon=True)
         self.clients: list[tuple[str, int]] = []
         self._listeners = [open_(namespace, host, port, socket.SOCK_STREAM) for host, port in addresses]
         for each in self._listeners:
@@ -62,7 +79,8 @@ class Store(threading.Thread):
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            digest, count = digestOf(connection)
+            told = int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "big")
+            digest, count = digestOf(connection, told or None)
             connection.sendall(block(count))
             connection.sendall(digest)
 
@@ -74,10 +92,14 @@ class Store(threading.Thread):
             each.close()
 
 
-def digestOf(connection: socket.socket) -> tuple[bytes, int]:
-    """The hash of everything that comes until the end, and how much that is."""
+def digestOf(connection: socket.socket, most: int | None = None) -> tuple[bytes, int]:
+    """
+    The hash of what comes, and how much that is.
+
+    @param most: after how much to stop; otherwise all until the end.
+    """
     digest, memory, total = hashlib.sha256(), memoryview(bytearray(1 << 18)), 0
-    while count := connection.recv_into(memory):
+    while total != most and (count := connection.recv_into(memory, min(len(memory), (most or 1 << 62) - total))):
         digest.update(memory[:count])
         total += count
     return digest.digest(), total
@@ -88,15 +110,18 @@ def block(size: int) -> bytes:
     return hashlib.shake_128(b"block").digest(size)
 
 
-def store(connection: socket.socket, size: int) -> None:
+def store(connection: socket.socket, size: int, halfClose: bool = False) -> None:
     """
-    Give a L{Store} so many bytes, and see that it got them, and that those that it sends come.
+    Give a L{Store} so many bytes, and see that it got them, and that those that it sends come, and nothing else.
 
+    @param halfClose: whether to say by closing our half that this was all.
     @raise AssertionError: something else came there, or here.
     """
     sent = block(size)
+    connection.sendall((0 if halfClose else size).to_bytes(8, "big"))
     connection.sendall(sent)
-    connection.shutdown(socket.SHUT_WR)
+    if halfClose:
+        connection.shutdown(socket.SHUT_WR)
     digest, count = digestOf(connection)
     whole = hashlib.sha256(sent + hashlib.sha256(sent).digest()).digest()
     if (digest, count) != (whole, size + hashlib.sha256().digest_size):
@@ -156,7 +181,7 @@ class Filter:
         lines = ["table inet counted {", *(f"counter {name} {{}}" for name in rules)]
         lines += ["chain input { type filter hook prerouting priority -300;"]
         lines += [f"{rule} counter name {name}" for name, rule in rules.items()]
-        run(*namespace.command("nft", "-f", "-"), text="\n".join([*lines, "}}"]) + "\n")
+        run(*namespace.command("nft", "-f", "-"), text="\n".join([*lines, "}", "}"]) + "\n")
 
     def __getitem__(self, name: str) -> int:
         """How many packets."""
@@ -178,7 +203,10 @@ class TunnelledTestCase(SystemTestCase):
         super().setUp()
         if not os.path.exists("/dev/net/tun"):
             raise SkipTest("there is no /dev/net/tun")
-        self.status = self.folder / "tun.status"
+        # A Unix socket's path must not be long.
+        folder = Path(tempfile.mkdtemp(prefix="tun2socks-"))
+        self.addCleanup(shutil.rmtree, folder)
+        self.status = folder / "status"
 
     # -- programs
 
@@ -209,6 +237,12 @@ class TunnelledTestCase(SystemTestCase):
         # What YAML needs is a part of what JSON has.
         file.write_text(json.dumps({"main": {"workers": 1, "port": PROXY, "listen-address": "::"}}))
         return self.start(self.network.server, path, str(file)).listens(PROXY)
+
+    def startDante(self) -> Program:
+        """Start Dante, which carries TCP and UDP, and can close half of a connection; microsocks closes both."""
+        file = self.folder / "danted.conf"
+        file.write_text(DANTE)
+        return self.start(self.network.server, "danted", "-f", str(file)).listens(PROXY)
 
     def startMicrosocks(self, *options: str) -> Program:
         """Start a SOCKS5 server that does TCP alone."""
@@ -252,12 +286,12 @@ class TunnelledTestCase(SystemTestCase):
         made.settimeout(SECONDS)
         return made
 
-    def assertStored(self, size: int = 1 << 16, port: int = STORE) -> None:
+    def assertStored(self, size: int = 1 << 16, halfClose: bool = False) -> None:
         """Connections to a L{Store} work, over IPv4 and IPv6."""
         for host in Network.atTarget:
             with self.client(host) as client:
-                client.connect((host, port))
-                store(client, size)
+                client.connect((host, STORE))
+                store(client, size, halfClose)
 
     def curl(self, *words: str) -> str:
         """Run curl at the client, and return what it prints."""

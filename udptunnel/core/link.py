@@ -21,6 +21,7 @@ from udptunnel.core.heartbeat import INTERVAL, Heartbeat
 from udptunnel.core.login import Challenge, Login
 from udptunnel.core.queue import MOST_PARCELS, Parcel, Queue
 from udptunnel.core.relay import Relay
+from udptunnel.core.vigil import Vigil
 from udptunnel.core.window import Window
 from udptunnel.errors import FrameError, LoginError, RefusedError
 from udptunnel.wire.burst import LARGEST_BURST, count
@@ -221,6 +222,8 @@ class Link:
         self._pong = b""
         self._received = 0
         self._madeAt = now
+        self._vigil = Vigil()
+        self._fence: float | None = None
 
     # -- what goes out
 
@@ -334,16 +337,23 @@ class Link:
         if session is None or not self.up:
             # After a farewell nobody listens any more.
             return
+        if self._vigil.stopped(now):
+            self._raiseFence(now)
+        stale = self._fence is not None
         for word, target, size, body in frames:
             self._received += HEADER_BYTES + len(body)
             if word >= ASSOCIATIONS:
                 self._controlReceived(word, target, body, now)
                 if not self.up:
                     return
+                stale = self._fence is not None
                 continue
             address = addresses.get(target)
             if address is None or (not size and body):
                 raise FrameError(f"a DATA frame of size {size} for target {target}, which was not announced")
+            if stale:
+                self._counters.drop("stale", count(size, body))
+                continue
             association = session.find(word, self, now)
             if association is None:
                 self._counters.drop(session.missing, count(size, body))
@@ -351,6 +361,20 @@ class Link:
                 association.touch(address, now)
                 association.outlet.send(address, size, body)
                 self._heartbeat.heardAt = now
+
+    def _raiseFence(self, now: float) -> None:
+        """
+        We were stopped, and what the kernel has taken meanwhile is too old to be delivered.
+
+        Nothing tells how old a burst is. But what follows the answer to a
+        PING was sent after we woke up, so until then everything is dropped.
+        """
+        frame = self._ping(now)
+        self._fence = int(now * 1e6) / 1e6
+        if self._full:
+            self._pending.append(frame)
+        else:
+            self._full = not self.carrier.write([frame])
 
     def _controlReceived(self, word: int, target: int, body: Buffer, now: float) -> None:
         kind = word & KIND
@@ -380,6 +404,8 @@ class Link:
         moment, received = unpackPong(body)
         sentAt = min(moment / 1e6, now)
         if self._heartbeat.ponged(moment / 1e6):
+            if self._fence is not None and moment / 1e6 >= self._fence:
+                self._fence = None
             self.window.arrived(sentAt, received, now)
             self.flush(now)
 
@@ -411,6 +437,7 @@ class Link:
         """Both ends have greeted: from now on the link is used."""
         self.relay.mostNumbers = greeting.targets
         self.session, self.up = session, True
+        self._vigil.tick(now)
         self.ask(now)
         session.linkUp(self, greeting, now)
 
@@ -432,6 +459,8 @@ class Link:
         elif self._heartbeat.dead(now):
             self.carrier.abort()
         else:
+            if self._vigil.tick(now) and self.up:
+                self._raiseFence(now)
             self.queue.expire(now)
             if self._heartbeat.due(now):
                 self.ask(now)

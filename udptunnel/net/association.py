@@ -7,6 +7,10 @@ connected, the kernel drops what comes from elsewhere, tells us when nobody
 listens there, and gives strangers no way to a client behind the TUN. A server
 that answers from another of its addresses than the one it was reached at is
 not heard then; C{--udp-address} with that address is for those.
+
+A server whose port refuses TCP may carry UDP all the same: C{ss-local -U} has
+no port for TCP at all, and takes datagrams without being asked. So they go to
+the same address, until the kernel says that nobody is there either.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ _NOTHING_THERE = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
 _FATAL = frozenset((errno.ECONNREFUSED, errno.EINVAL, errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL))
 """Errors of the UDP socket that end an association: nobody listens there, or we have got another address meanwhile."""
 
-OpenSocket = Callable[[Address, tuple[Any, ...], int], socket.socket]
+OpenSocket = Callable[[Address, tuple[Any, ...] | None, int], socket.socket]
 """See L{connectedSocket}."""
 
 
@@ -122,6 +126,7 @@ class SocksAssociation:
     @ivar idle: how long it may be unused, in seconds.
     @ivar since: when it began to dial, or was opened.
     @ivar heard: whether anything has come back.
+    @ivar unasked: whether the server could not be asked, and datagrams go to it all the same: ss-local -U.
     @ivar over: whether it is of no more use, and only has to be closed.
     """
 
@@ -137,6 +142,7 @@ class SocksAssociation:
         "relay",
         "since",
         "source",
+        "unasked",
         "used",
     )
 
@@ -150,7 +156,7 @@ class SocksAssociation:
         self.relay = source
         self.used = self.since = now
         self.idle = QUESTION_SECONDS
-        self.heard = self.over = False
+        self.heard = self.over = self.unasked = False
 
     def dial(self, now: float) -> None:
         """Ask the server. Where we shall send from is not known yet, which RFC 1928 section 4 has zeros for."""
@@ -169,24 +175,37 @@ class SocksAssociation:
         self._control = _Control(means.reactor, opened, self._controlLost)
         try:
             self.relay = relayOf(reply.address, means.proxy.address, means.udpAddress)
-            self.port = self._openPort(opened)
         except SocksError as error:
             self._owner.notOpened(self, str(error), True)
+        else:
+            self._open(opened.getsockname())
+
+    def _open(self, local: tuple[Any, ...] | None) -> None:
+        """Open the port to the relay, from the address of the control connection if there is one."""
+        try:
+            self.port = self._openPort(local)
         except OSError as error:
             self._owner.notOpened(self, f"no UDP socket to its relay {self.relay}: {error.strerror}", False)
         else:
             self._owner.opened(self)
 
-    def _openPort(self, control: socket.socket) -> DatagramPort:
+    def _openPort(self, local: tuple[Any, ...] | None) -> DatagramPort:
         means = self._means
-        opened = means.openSocket(self.relay, control.getsockname(), means.proxy.mark)
+        opened = means.openSocket(self.relay, local, means.proxy.mark)
         port = _RelayPort(means.traffic, self)
         port.equip(opened)
         port.adopt(opened)
         return port
 
     def failed(self, why: str, code: int) -> None:
-        """The server has not agreed."""
+        """The server has not agreed; or it has no port for TCP at all, which need not keep it from carrying UDP."""
+        if code == ReplyCode.CONNECTION_REFUSED and self._dial is not None and not self._dial.asked:
+            self._dial = None
+            self.unasked = True
+            server = self._means.proxy.address
+            self.relay = relayOf(server, server, self._means.udpAddress)
+            self._open(None)
+            return
         refused = code == ReplyCode.NOT_ALLOWED or (self._dial is not None and self._dial.asked)
         self._dial = None
         self._owner.notOpened(self, why, refused)
@@ -287,7 +306,7 @@ class _Control:
             self._socket.close()
 
 
-def connectedSocket(relay: Address, local: tuple[Any, ...], mark: int) -> socket.socket:
+def connectedSocket(relay: Address, local: tuple[Any, ...] | None, mark: int) -> socket.socket:
     """
     A UDP socket to a relay.
 
@@ -295,11 +314,11 @@ def connectedSocket(relay: Address, local: tuple[Any, ...], mark: int) -> socket
     comes from (RFC 1928 section 7), so the socket is bound to that address
     unless there is no way from there to the relay.
 
-    @param local: the control connection's address, as sockets have it.
+    @param local: the control connection's address, as sockets have it, if there is one.
     @param mark: SO_MARK, 0 for none.
     @raise OSError: that can not be done.
     """
-    if familyOf(local[0]) != familyOf(relay.host):
+    if local is None or familyOf(local[0]) != familyOf(relay.host):
         return _connect(relay, mark, None)
     try:
         return _connect(relay, mark, (local[0], 0, *local[2:]))

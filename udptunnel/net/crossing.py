@@ -292,6 +292,8 @@ class _Crossing:
         if fault in (Fault.SILENT, Fault.OURS):
             # The client has its own time-out, and asks again meanwhile; there may be room then.
             self._connection.ignore()
+        elif fault is Fault.SERVER:
+            self._connection.refuse(Unreachable.HOST)
         else:
             self._connection.refuse(_ANSWERS.get(code))
 

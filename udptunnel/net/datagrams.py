@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from udptunnel.core.counters import Counters
+from udptunnel.core.vigil import Vigil
 from udptunnel.errors import ListenError
 from udptunnel.net.mmsg import SLOTS, Inbox, Outbox
 from udptunnel.net.offload import GRO_SIZE, MOST_SEGMENTS, SEGMENT, SOL_UDP, UDP_GRO, UDP_SEGMENT, Offload
@@ -53,6 +54,9 @@ senders wait for answers, and are slowed down by our resting.
 
 RESTLESS_SECONDS = 1.0
 """How long a port does not rest after that was found out."""
+
+MOST_DISCARDS = 1 + BUFFER_BYTES // 256 // SLOTS
+"""Reads after which a socket is empty, but for what came meanwhile: even an empty datagram costs it 256 bytes."""
 
 KernelAddress = tuple[Any, ...]
 """What C{socket.sendto} takes: C{(host, port)}, for IPv6 perhaps with flow and scope."""
@@ -96,6 +100,36 @@ class Traffic:
         self.sources = PythonNames()
         self.inbox = Inbox(SourceNames()) if offload.mmsg else None
         self.outbox = Outbox() if offload.mmsg else None
+        self._ports: set[DatagramPort] = set()
+        self._vigil = Vigil()
+
+    def opened(self, port: DatagramPort) -> None:
+        """A port is open."""
+        self._ports.add(port)
+
+    def closed(self, port: DatagramPort) -> None:
+        """A port is closed, perhaps not for the first time."""
+        self._ports.discard(port)
+
+    def tick(self, now: float) -> None:
+        """A second or so has passed. Who calls this once must go on with it."""
+        if self._vigil.tick(now):
+            self._discard()
+
+    def stopped(self) -> bool:
+        """
+        Something was read. Whether it is too old, because the process was stopped; if so, so is what all ports hold.
+
+        To be asked behind the read: the process may be stopped just before it.
+        """
+        if not self._vigil.stopped(self.reactor.seconds()):
+            return False
+        self._discard()
+        return True
+
+    def _discard(self) -> None:
+        for port in list(self._ports):
+            port.discard()
 
 
 @implementer(IReadDescriptor)
@@ -164,6 +198,7 @@ class DatagramPort:
         self._mayRest = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= RESTING_BYTES
         self.address = addressIn(opened.getsockname())
         self._traffic.reactor.addReader(self)
+        self._traffic.opened(self)
 
     def _prepare(self, opened: socket.socket) -> None:
         if self._family == socket.AF_INET6:
@@ -190,6 +225,7 @@ class DatagramPort:
             self._traffic.reactor.removeReader(self)
             self._socket.close()
             self._socket = None
+            self._traffic.closed(self)
 
     def close(self) -> None:
         """Close the port for good, and forget its receiver: as long as they know each other, both stay in memory."""
@@ -214,25 +250,38 @@ class DatagramPort:
 
     def doRead(self) -> None:
         """Pass on what has arrived, at most L{SLOTS} messages, so that others get their turn."""
-        if self._socket is None:
-            return
         traffic = self._traffic
-        try:
-            if traffic.inbox is not None and traffic.offload.mmsg:
-                bursts = traffic.inbox.receive(self._socket.fileno(), self._family)
-                traffic.more = traffic.inbox.full
-            elif traffic.offload.gro:
-                bursts = join(self._messages(self._receiveMarked))
-            else:
-                bursts = join(self._messages(self._receivePlain))
-        except OSError as error:
-            self._receiveFailed(error)
-            return
+        bursts = self._receive()
         if bursts:
             taken = self._count(bursts)
+            if traffic.stopped():
+                traffic.counters.drop("stale", taken)
+                return
             self._receiver.burstsReceived(bursts)
             if traffic.rest and self._mayRest:
                 self._moderate(taken)
+
+    def _receive(self) -> list[Burst]:
+        traffic = self._traffic
+        try:
+            if self._socket is None:
+                return []
+            if traffic.inbox is not None and traffic.offload.mmsg:
+                bursts = traffic.inbox.receive(self._socket.fileno(), self._family)
+                traffic.more = traffic.inbox.full
+                return bursts
+            return join(self._messages(self._receiveMarked if traffic.offload.gro else self._receivePlain))
+        except OSError as error:
+            self._receiveFailed(error)
+            return []
+
+    def discard(self) -> None:
+        """Drop what the socket holds; no more than it could hold, for others may go on sending."""
+        for _ in range(MOST_DISCARDS):
+            bursts = self._receive()
+            if not bursts:
+                return
+            self._traffic.counters.drop("stale", self._count(bursts))
 
     def _moderate(self, taken: int) -> None:
         """

@@ -293,7 +293,8 @@ class Dial:
         if self._connected:
             why = f"{server} broke the connection: {error.strerror}"
             return why, ReplyCode.GENERAL_FAILURE, self._theirFault
-        return f"{server} can not be reached: {error.strerror}", ReplyCode.HOST_UNREACHABLE, Fault.SERVER
+        code = ReplyCode.CONNECTION_REFUSED if error.errno == errno.ECONNREFUSED else ReplyCode.HOST_UNREACHABLE
+        return f"{server} can not be reached: {error.strerror}", code, Fault.SERVER
 
     @property
     def _theirFault(self) -> Fault:

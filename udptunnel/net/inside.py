@@ -99,6 +99,9 @@ def _serve(wanted: Wanted, outside: socket.socket) -> bool:
 def _make(wanted: Wanted) -> tuple[int, str, list[socket.socket]]:
     separate(CLONE_NEWNET | CLONE_NEWNS * bool(wanted.command))
     tun = _openTun(wanted)
+    if wanted.ways:
+        # What the kernel has to say itself is for nobody: it looks for routers, and belongs to groups.
+        _addRule("filter", "output", 0, *_ifTcp(_NOT), _do("immediate", dreg=0, data=_DROP))
     LinuxSystem().configure(wanted.device, Interface(wanted.device, wanted.addresses, wanted.mtu))
     versions = sorted({6 if ":" in each else 4 for each in wanted.addresses})
     _route(wanted.device, versions)
@@ -216,8 +219,6 @@ def _lead(ways: tuple[str, ...], versions: Iterable[int]) -> str:
     """Lead TCP to the listeners; returns the way that works."""
     from pyroute2.netlink.exceptions import NetlinkError
 
-    # What the kernel has to say itself is for nobody: it looks for routers, and belongs to groups.
-    _addRule("filter", "output", 0, *_ifTcp(_NOT), _do("immediate", dreg=0, data=_DROP))
     missing = []
     for way in ways:
         try:

@@ -211,7 +211,11 @@ class SocksUdp:
 
     def relayFailed(self, association: SocksAssociation, error: OSError) -> None:
         """The UDP socket is of no more use. The next datagram gets another one, unless there was no relay at all."""
-        if error.errno == errno.ECONNREFUSED and not association.heard:
+        if error.errno != errno.ECONNREFUSED or association.heard:
+            return
+        if association.unasked:
+            self._failed("nobody is there, neither for TCP nor for UDP", False)
+        else:
             self._failed(
                 f"it agrees to carry UDP, but nothing takes datagrams at {association.relay}; is UDP switched on there"
                 " (ss-local: -u), or is it elsewhere (--udp-address)?",

@@ -336,6 +336,7 @@ class LocalService(MultiService):
         if self.session.wantsLink:
             for each in self._reconnecting:
                 each.hurry()
+        self.traffic.tick(now)
         self.session.tick(now)
         for link in list(self._links):
             if not link.up:
@@ -383,6 +384,7 @@ class LocalService(MultiService):
             self.door.start(self.authenticate is not None or self.config.insecureNoAuth)
         for plugin in self.plugins.values():
             plugin.carrier.startService()
+        self.traffic.tick(self.clock())
         self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(
             "udp-local: SOCKS5 at {socks}, forwards {forwards}, server {server}, offload {offload}",

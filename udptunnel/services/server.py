@@ -344,6 +344,7 @@ class ServerService(MultiService):
         now = self.clock()
         self._endIfDrained()
         self._crammed = 0 < self._mostMemory < residentBytes()
+        self.traffic.tick(now)
         self.egress.tick(now)
         for session in list(self.sessions.values()):
             session.tick(now)
@@ -363,6 +364,7 @@ class ServerService(MultiService):
             listener.start(self.authority.mayListenAnywhere, self.authority.advice)
         for plugin, listener in zip(self.plugins, self.listeners, strict=False):
             plugin.start(listener.address, self.authority.mayListenAnywhere, self.authority.advice)
+        self.traffic.tick(self.clock())
         self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(
             "udp-server: links at {listen}, at most {ports} external ports, offload {offload}",
