@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from bench.peers import TWISTD, Peer, addressText
 from bench.places import Place, Site, wired
-from bench.programs import BenchError, Program, until
+from bench.programs import Program, until
 
 DEVICE = "bench0"
 TARGETS = "198.51.100.0/24"
@@ -50,7 +50,7 @@ class TunPeer(Peer):
     A peer that takes packets from a TUN and asks a SOCKS5 server to carry them on.
 
     @cvar makesDevice: whether it makes the TUN itself and gives it an address.
-    @cvar sets: whether it sets the route into it, too.
+    @cvar setsRoute: whether it sets the route into it, too.
     """
 
     needs: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class TunPeer(Peer):
         """
         Run it in the nearer of two namespaces, until what is for the targets goes through it.
 
-        @raise BenchError: nothing gets through.
+        @raise bench.programs.BenchError: nothing gets through.
         """
         with TemporaryDirectory(prefix="bench-") as name, wired() as place, ExitStack() as undo:
             folder = Path(name)
@@ -276,5 +276,3 @@ TUN_PEERS: tuple[TunPeer, ...] = (
     DirectTun(),
 )
 """All of them, in the order of the table."""
-
-__all__ = ["TUN_PEERS", "BenchError", "TunPeer", "TunRun", "proxyName"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import sys
 from pathlib import Path
 from unittest import mock
@@ -11,6 +13,7 @@ from xml.etree import ElementTree
 from twisted.trial.unittest import SynchronousTestCase
 
 from bench import __main__ as program
+from bench import tun
 from bench.load import (
     NUMBERS,
     Load,
@@ -32,6 +35,8 @@ from bench.programs import BenchError
 from bench.report import resultsPage, resultsPicture, terminalTable
 from bench.search import MOST_LOST, findMost
 from bench.table import Column, Figure, Results, fold, markdown, percent, remarkLines, rows, short, text
+from bench.tun import TUN_MEASURES
+from bench.tunpeers import TUN_PEERS
 from bench.wan import Direction
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -397,6 +402,41 @@ class RunTests(SynchronousTestCase):
         self.assertIn("udptunnel, SOCKS5", terminalTable(results, MEASURES, 80))
         root = ElementTree.fromstring(resultsPicture(results, PEERS, facts))
         self.assertIn("Linux 6; today", [each.text for each in root.iter(f"{SVG}text")])
+
+
+class TunTests(SynchronousTestCase):
+    """What is measured through a TUN."""
+
+    def test_pages(self) -> None:
+        """Tables, page and picture are made of any figures; a peer that is absent is a line that says so."""
+        results = Results()
+        for place, peer in enumerate(TUN_PEERS[:3]):
+            for measure in TUN_MEASURES:
+                for column in measure.columns:
+                    results.add(peer.name, column.key, Figure(10.0 ** (place + 7)))
+        results.remark("badvpn", "absent: it is not set")
+        facts = [("Kernel", "Linux 6"), ("Date", "today")]
+        page = tun.page(results, TUN_MEASURES, facts, "python -m bench.tun")
+        self.assertIn("| udptunnel, no offload | 1.00G | 1.00G | 1.00G | 1.00G |", page)
+        self.assertIn("* badvpn-tun2socks: absent: it is not set\n", page)
+        self.assertIn("badvpn-tun2socks: absent", tun.terminal(results, TUN_MEASURES))
+        root = ElementTree.fromstring(tun.tunPicture(results, facts))
+        self.assertIn("Linux 6; today", [each.text for each in root.iter(f"{SVG}text")])
+
+    def test_absence(self) -> None:
+        """A peer whose path is not given is absent."""
+        self.patch(os, "geteuid", lambda: 0)
+        self.patch(shutil, "which", lambda name: name)
+        for peer in TUN_PEERS:
+            for need in peer.needs:
+                with mock.patch.dict("os.environ", {need: ""}):
+                    self.assertEqual(peer.absence(), f"{need} is not set")
+
+    def test_options(self) -> None:
+        """Names must be known."""
+        self.assertEqual(tun.parse(["--only", "ours,wheel"]).only, ["ours", "wheel"])
+        self.patch(sys, "stderr", mock.Mock())
+        self.assertRaises(SystemExit, tun.parse, ["--measure", "nonsense"])
 
 
 class DirectionTests(SynchronousTestCase):

@@ -17,6 +17,7 @@ from fuzz.targets.links import localLink, localLinkUp, serverLink, serverLinkUp
 from fuzz.targets.names import dnsQuestion
 from fuzz.targets.packets import fragments, packet
 from fuzz.targets.socks import socksClient, socksCredentials, socksHeader, socksServer
+from fuzz.targets.tun import gateway, nat, stun, transparent, vnet
 from fuzz.targets.wire import address, addressText, burst, frames, greeting, target
 
 Target: TypeAlias = Callable[[bytes], None]
@@ -33,16 +34,21 @@ TARGETS: dict[str, Target] = {
     "dns-question": dnsQuestion,
     "fragments": fragments,
     "frames": frames,
+    "gateway": gateway,
     "greeting": greeting,
     "link-local": localLink,
     "link-local-up": localLinkUp,
     "link-server": serverLink,
     "link-server-up": serverLinkUp,
+    "nat": nat,
     "packet": packet,
     "socks-client": socksClient,
     "socks-credentials": socksCredentials,
     "socks-header": socksHeader,
     "socks-server": socksServer,
+    "stun": stun,
     "target": target,
+    "transparent": transparent,
+    "vnet": vnet,
 }
 """Each target with the name that its corpus has, too."""

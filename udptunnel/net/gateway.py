@@ -163,8 +163,8 @@ class Gateway:
             return None
         source, target = self._ends.get(ends) or self._name(ends)
         payload = packet[at + UDP_BYTES : end]
-        size = _SIZE.unpack(segment)[0] if kind & ~GSO_ECN == GSO_UDP_L4 else len(payload)
-        return AimedBurst(source, target, size, payload) if target.host else None
+        size = _SIZE.unpack(segment)[0] if kind & ~GSO_ECN == GSO_UDP_L4 else 0
+        return AimedBurst(source, target, size or len(payload), payload) if target.host else None
 
     def _name(self, ends: bytes) -> tuple[Address, Address]:
         """The two ends of a flow, from the bytes of addresses and ports; an end without host if it is not for us."""
