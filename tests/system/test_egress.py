@@ -15,8 +15,7 @@ from tests.system.clients import LARGEST, Echo, SocksClient, open_
 from tests.system.namespaces import Namespace, Network
 from tests.system.programs import ECHO, FORWARD, REPOSITORY, TWISTD, Program, SystemTestCase, until
 from tests.system.test_restart import Pulse
-from tests.system.test_tun2socks_udp import DANTE
-from tests.system.tunnelled import CLOSED, DEVICE, PROXY, ROUTES, TunnelledTestCase
+from tests.system.tunnelled import CLOSED, DANTE, DEVICE, PROXY, ROUTES, TunnelledTestCase
 from udptunnel.net.tun import IFF_NO_PI, IFF_TUN, LinuxSystem
 
 LOOPBACK = "127.0.0.1"
@@ -317,7 +316,7 @@ class Pump(threading.Thread):
 class TcpTests(TunnelledTestCase):
     """TCP that comes out of a pipe."""
 
-    programs = "nft", "microsocks"
+    programs = "nft", "danted"
 
     def test_connections(self) -> None:
         """Connections go through the stack netns, over IPv4 and IPv6, and are refused where nobody listens."""
@@ -329,11 +328,11 @@ class TcpTests(TunnelledTestCase):
         self.network.client.ip("link", "set", DEVICE, "up")
         for route in ROUTES:
             self.network.client.ip("route", "add", route, "dev", DEVICE)
-        self.startMicrosocks()
+        self.startDante()
         self.addStore()
-        words = "--pipe", path, "--socks-server-addr", f"{LOOPBACK}:{PROXY}", "--stack", "netns"
+        words = "--pipe", path, "--socks-server-addr", f"{Network.atServer[0]}:{PROXY}", "--stack", "netns"
         tun = self.start(self.network.server, *TWISTD, "tun2socks", *words).says("the other end is there")
-        self.assertStored()
+        self.assertStored(1 << 20)
         with self.client(TARGET) as client, self.assertRaises(ConnectionRefusedError):
             client.connect((TARGET, CLOSED))
         self.assertIn("TCP by stack netns", tun.said)

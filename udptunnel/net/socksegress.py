@@ -78,6 +78,7 @@ class SocksEgress(Egress):
             idleSeconds=LONG_SECONDS,
             udpAddress=udpAddress,
             option="--egress",
+            udpOption="--egress-udp-address",
             makeDial=makeDial,
         )
 

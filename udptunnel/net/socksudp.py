@@ -69,6 +69,7 @@ class SocksUdp:
         idleSeconds: float,
         udpAddress: Address | None = None,
         option: str = "--udp-socks-server-addr",
+        udpOption: str = "--udp-address",
         makeDial: MakeDial = Dial,
         openSocket: OpenSocket | None = None,
     ) -> None:
@@ -80,10 +81,11 @@ class SocksUdp:
         @param udpAddress: where datagrams go, whatever the server says; its
             host is numeric, and port 0 stands for the server's.
         @param option: which one the server was given with, for the log.
+        @param udpOption: likewise for C{udpAddress}.
         @param makeDial: what stands between us and the server, for tests.
         @param openSocket: likewise.
         """
-        self._means = Means(reactor, proxy, traffic, udpAddress, makeDial, openSocket)
+        self._means = Means(reactor, proxy, traffic, udpAddress, makeDial, openSocket, udpOption)
         self._writer = writer
         self._counters = counters
         self._clock = clock
@@ -221,7 +223,7 @@ class SocksUdp:
         else:
             self._failed(
                 f"it agrees to carry UDP, but nothing takes datagrams at {association.relay}; is UDP switched on there"
-                " (ss-local: -u), or is it elsewhere (--udp-address)?",
+                f" (ss-local: -u), or is it elsewhere ({self._means.udpOption})?",
                 True,
             )
 
