@@ -301,6 +301,10 @@ NO_AUTH = flag("Listen beyond loopback although whoever can reach the port may u
 TLS = option(
     None, anyText, "FILE", "Links are TLS: our key and certificate, and the CA of the other end, in one PEM file."
 )
+PLUGIN = option(
+    None, anyText, "PROGRAM", "Have a plugin of shadowsocks (SIP003) carry the links; no shadowsocks is needed."
+)
+PLUGIN_OPTS = option(None, anyText, "OPTIONS", "Options of the plugin, such as obfs=http;obfs-host=www.example.com.")
 STATUS = option(
     None,
     anyText,
@@ -363,6 +367,8 @@ class LocalConfig:
     secret: str | None = option(
         None, anyText, "FILE", "A line user:secret, with which we prove to udp-server who we are."
     )
+    plugin: str | None = PLUGIN
+    pluginOpts: str | None = PLUGIN_OPTS
     status: str | None = STATUS
     logFormat: str = LOG_FORMAT
     redact: bool = REDACT
@@ -448,6 +454,8 @@ class ServerConfig:
         "MB",
         "Resident memory above which nothing new is let in; 0: three quarters of what the machine has.",
     )
+    plugin: str | None = PLUGIN
+    pluginOpts: str | None = PLUGIN_OPTS
     egressUser: str | None = option(None, anyText, "NAME", "Who we are to the SOCKS5 server of --egress.")
     egressPasswordFile: str | None = option(None, anyText, "FILE", "A file that holds the password for it.")
     egressUdpAddress: Address | None = option(

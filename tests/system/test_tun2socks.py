@@ -269,7 +269,7 @@ class ManyTests(TcpTestCase):
     def test_pages(self) -> None:
         """Of many small pages, fetched many at a time, none is missing; then all is closed, and memory hardly grows."""
         self.addWeb()
-        pages = "--parallel", "--parallel-immediate", "--parallel-max", str(AT_ONCE), "-H", "Connection: close"
+        pages = "--parallel", "--parallel-immediate", "--parallel-max", str(AT_ONCE)
         memory = 0
         for _ in range(2):
             got = self.curl("--no-progress-meter", *pages, f"http://{TARGET}:{WEB}/[1-{PAGES}]")

@@ -129,7 +129,7 @@ def store(connection: socket.socket, size: int, halfClose: bool = False) -> None
 
 
 class _Page(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    # HTTP/1.0: a connection for each page.
 
     def do_GET(self) -> None:
         text = f"This is {self.path}.\n".encode()

@@ -36,6 +36,7 @@ from udptunnel.net.datagrams import Traffic
 from udptunnel.net.descriptors import descriptorLimit
 from udptunnel.net.dial import Proxy
 from udptunnel.net.egress import DirectEgress, Egress, Filtering
+from udptunnel.net.guard import Guard
 from udptunnel.net.link import LinkProtocol
 from udptunnel.net.logs import lines
 from udptunnel.net.memory import physicalBytes, residentBytes
@@ -46,8 +47,10 @@ from udptunnel.net.reach import isLoopback, siteOf
 from udptunnel.net.socksegress import PASS, SocksEgress
 from udptunnel.net.tls import whyLost
 from udptunnel.services.authority import Authority, Visitor
+from udptunnel.services.carrier import stopAll
 from udptunnel.services.links import allGone, every, linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening
+from udptunnel.services.plugin import BEHIND, ServerPlugin, requirePlugin
 from udptunnel.services.proxies import passwordIn, resolved
 from udptunnel.services.status import StatusService
 from udptunnel.wire.address import Address
@@ -133,6 +136,7 @@ class ServerService(MultiService):
     @ivar sessions: by name, parked ones included.
     @ivar connections: all of them, logged in or not.
     @ivar listeners: where they come in.
+    @ivar plugins: what they come through before that, if there is something; one for each listener.
     @ivar authority: who may.
     @ivar counters: its figures.
     @ivar logins: how many were accepted and refused.
@@ -148,11 +152,13 @@ class ServerService(MultiService):
         reactor: Any,
         resolver: Resolver | None = None,
         pipe: packetpipe.MakePipe | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """
         @param resolver: what names are resolved with, if not the system's way.
         @param pipe: makes what datagrams leave by as packets, whatever C{--egress}
             says: an end of a L{joint<udptunnel.net.packetpipe.joint>}, for one.
+        @param guard: sees to it that plugins do not outlive us; one of our own if it is not given.
         @raise ConfigError: an endpoint, an access rule or a file can not be understood.
         """
         super().__init__()
@@ -182,7 +188,11 @@ class ServerService(MultiService):
         self._descriptors = max(1, descriptorLimit() - _reserve())
         self.egress = self._makeEgress(names, pipe)
         factory = quietFactory(lambda: _ServerLinkProtocol(self))
-        self.listeners = [Listening(reactor, "listen", text, factory, self.authority.tls) for text in config.listen]
+        self._guard, self._ownsGuard = guard or Guard(), guard is None
+        plugged = config.listen if requirePlugin(config) else ()
+        self.plugins = [ServerPlugin(reactor, config, text, self._guard) for text in plugged]
+        texts = [BEHIND for _ in self.plugins] or config.listen
+        self.listeners = [Listening(reactor, "listen", text, factory, self.authority.tls) for text in texts]
         self._ticking: LoopingCall | None = None
         if config.status is not None:
             self._addStatus(config.status)
@@ -376,6 +386,8 @@ class ServerService(MultiService):
         self.egress.start()
         for listener in self.listeners:
             listener.start(self.authority.mayListenAnywhere, self.authority.advice)
+        for plugin, listener in zip(self.plugins, self.listeners, strict=False):
+            plugin.start(listener.address, self.authority.mayListenAnywhere, self.authority.advice)
         self.traffic.tick(self.clock())
         self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(
@@ -426,6 +438,9 @@ class ServerService(MultiService):
         if isinstance(self._resolver, SystemResolver):
             self._resolver.stop()
         await super().stopService()
+        await stopAll(plugin.carrier for plugin in self.plugins)
+        if self._ownsGuard:
+            self._guard.close()
 
     async def _sayFarewell(self) -> None:
         """Close the links, and wait until the other ends have heard of it."""

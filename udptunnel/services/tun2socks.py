@@ -281,6 +281,7 @@ class Tun2socksService(MultiService):
 
     def _tick(self) -> None:
         now = self.clock()
+        self.traffic.tick(now)
         self.port.check()
         self.gateway.tick(now)
         self.tcp.tick(now)
