@@ -185,12 +185,14 @@ class Run:
 
     async def _carry(self, made: Made) -> None:
         """Carry on what comes out of the TUN."""
+        from udptunnel.net.routes import Capture, Routes
         from udptunnel.services.tun2socks import Tun2socksService
 
         local = await self._link()
         udp = entryInto(local) if local is not None else None
         tcp = NoTcp() if local is not None and self._options["socks-server"] is None else None
-        service = Tun2socksService(self._config(made), self._reactor, udp=udp, tcp=tcp)
+        # The routes into the TUN are where the TUN is, not here.
+        service = Tun2socksService(self._config(made), self._reactor, udp=udp, tcp=tcp, routes=Routes(Capture()))
         service.startService()
         self._stack.push_async_callback(service.stopService)
 

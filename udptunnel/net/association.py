@@ -103,14 +103,17 @@ class Means:
         udpAddress: Address | None,
         makeDial: MakeDial = Dial,
         openSocket: OpenSocket | None = None,
+        udpOption: str = "--udp-address",
     ) -> None:
         """
         @param udpAddress: see C{override} of L{relayOf}.
+        @param udpOption: which option that is.
         """
         self.reactor = reactor
         self.proxy = proxy
         self.traffic = traffic
         self.udpAddress = udpAddress
+        self.udpOption = udpOption
         self.makeDial = makeDial
         self.openSocket = openSocket or connectedSocket
 
@@ -174,7 +177,7 @@ class SocksAssociation:
         self._dial = None
         self._control = _Control(means.reactor, opened, self._controlLost)
         try:
-            self.relay = relayOf(reply.address, means.proxy.address, means.udpAddress)
+            self.relay = relayOf(reply.address, means.proxy.address, means.udpAddress, means.udpOption)
         except SocksError as error:
             self._owner.notOpened(self, str(error), True)
         else:
