@@ -558,11 +558,29 @@ class TableTests(SynchronousTestCase):
 
     def test_mostPending(self) -> None:
         """Only so many targets are being tried at a time."""
-        nat = makeNat(mostPending=2)
+        nat = makeNat(mostPending=3)
         first, _ = (hold(nat, segment(ports=(number, 80), flags=SYN)) for number in (1, 2))
         self.assertEqual(nat.packetReceived(segment(ports=(3, 80), flags=SYN), 0).reason, "too many pending")
         nat.established(first, 0)
         hold(nat, segment(ports=(3, 80), flags=SYN))
+
+    def test_pendingOfOne(self) -> None:
+        """Who tries all that does not answer keeps nobody else from connecting, whatever address it takes."""
+        crowds = (
+            ["192.0.2.9"] * 200,
+            [f"2001:db8::{number:x}" for number in range(1, 201)],
+        )
+        for crowd, other in zip(crowds, ("192.0.2.10", "2001:db8:1::9"), strict=True):
+            nat = makeNat(most=1000, mostPending=100)
+            for port, host in enumerate(crowd, 1):
+                target = "2001:db8:7::7" if ":" in host else "198.51.100.7"
+                nat.packetReceived(segment(host, target, ports=(port, 80), flags=SYN), 0)
+            self.assertEqual(nat.pending, 50)
+            held = [hold(nat, segment(other, target, ports=(port, 80), flags=SYN)) for port in range(1, 26)]
+            for session in held:
+                nat.refused(session)
+            nat.tick(PENDING_SECONDS)
+            self.assertEqual((nat.pending, dict(nat._pending._hosts)), (0, {}))
 
     @settings(max_examples=min(EXAMPLES, 300), deadline=None)
     @given(st.lists(st.tuples(st.sampled_from("heracotp"), st.integers(0, 9), st.sampled_from((4, 6))), max_size=80))

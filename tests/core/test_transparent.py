@@ -225,7 +225,7 @@ class SessionTests(SynchronousTestCase):
 
     def test_bounds(self) -> None:
         """There are no more sessions than allowed, nor pending ones; what is forgotten makes room."""
-        table = Transparent(most=3, mostPending=2)
+        table = Transparent(most=3, mostPending=3)
         first, second = (hold(table, segment(flags=SYN, ports=(port, 443))) for port in (1, 2))
         self.assertEqual(table.packetReceived(segment(flags=SYN), 0).reason, "too many pending")
         table.established(first, 0)
@@ -235,6 +235,17 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(len(table), 3)
         table.closed(first, 0)
         hold(table, segment(flags=SYN, ports=(3, 443)))
+
+    def test_pendingOfOne(self) -> None:
+        """Who tries all that does not answer keeps nobody else from connecting."""
+        table = Transparent(mostPending=100)
+        for port in range(1, 201):
+            table.packetReceived(segment(flags=SYN, ports=(port, 443)), 0)
+        self.assertEqual(table.pending, 50)
+        session = hold(table, segment("192.0.2.10", flags=SYN))
+        table.established(session, 0)
+        table.tick(PENDING_SECONDS)
+        self.assertEqual(table.pending, 0)
 
     def test_pendingTooLong(self) -> None:
         """A target that is not heard of is given up after the client has."""

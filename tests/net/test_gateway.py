@@ -211,6 +211,16 @@ class ReceptionTests(GatewayCase):
             self.assertEqual(self.receive(packet), [], host)
         self.assertEqual(self.counters.dropped, {"not unicast": 8})
 
+    def test_mapped(self) -> None:
+        """An IPv4-mapped address is no way to one that is not carried, nor to any other."""
+        for host in ("127.0.0.1", "198.51.100.7"):
+            source, _, *ports = ends(6)
+            target = bytes(10) + b"\xff\xff" + packHost(host)
+            headers = udpHeaders(source, target, *ports, 2)
+            self.assertEqual(self.receive(packVnet(udpVnet(len(headers) - 8)) + headers + b"hi"), [])
+            self.assertEqual(self.receive(PLAIN + udpPacket(source, target, *ports, b"hi")), [])
+        self.assertEqual(self.counters.dropped, {"not unicast": 4})
+
     def test_names(self) -> None:
         """Addresses that are remembered are forgotten before there are too many."""
         self.gateway._ends = {

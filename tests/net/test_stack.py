@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import resource
 import socket
+from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.test_nat import CLIENTS, FOUR, SIX, TARGETS, segment
 from tests.net.test_gateway import RecordingWriter
+from tests.net.test_tun import MemorySystem
 from udptunnel.core.counters import Counters
 from udptunnel.core.nat import ACCEPT_SECONDS, ACK, PENDING_SECONDS, RST, SYN, Nat, Session
-from udptunnel.net.stack import SCARCE_SECONDS, Connection, Door, KernelStack
+from udptunnel.net import stack
+from udptunnel.net.descriptors import raiseDescriptorLimit
+from udptunnel.net.stack import (
+    SCARCE_SECONDS,
+    Connection,
+    Door,
+    KernelStack,
+    Place,
+    TunStack,
+    firstThatWorks,
+)
 from udptunnel.net.testing import PortReactor
+from udptunnel.net.tun import Interface, TunOffload, TunPort
 from udptunnel.wire.address import Address
 from udptunnel.wire.ip import ICMP, ICMPV6, parse
 from udptunnel.wire.transport import Unreachable, parseTcp
@@ -126,6 +141,14 @@ class ConnectionTests(StackCase):
             parsed = parse(frame)
             self.assertEqual((parsed.protocol, frame[parsed.payloadStart + 1]), (protocol, code))
 
+    def test_unreachableMalformed(self) -> None:
+        """A SYN whose length is wrong gets no message; its connection is forgotten all the same."""
+        packet = segment(flags=SYN)
+        packet[VNET_BYTES + 2 : VNET_BYTES + 4] = b"\xff\xff"
+        self.receive(packet)
+        self.tcp.asked[-1].refuse(Unreachable.HOST)
+        self.assertEqual((self.tun.packets, len(self.stack)), ([], 0))
+
     def test_ignore(self) -> None:
         """Or it is silence."""
         self.ask().ignore()
@@ -204,6 +227,19 @@ class DoorTests(SynchronousTestCase):
         for opened, _ in self.accepted:
             opened.close()
 
+    def test_mistake(self) -> None:
+        """A mistake of who gets a connection does not close the door for all others."""
+
+        def accepted(opened: socket.socket, peer: Address) -> None:
+            opened.close()
+            raise ValueError("a mistake")
+
+        self.door._accepted = accepted
+        self.connect()
+        self.reactor.turn(1)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(self.reactor.getReaders(), [self.door])
+
     def test_scarcity(self) -> None:
         """Where no descriptor is left, we do not spin, and go on a moment later."""
         self.door._socket = self.poor = PoorSocket(self.listener)  # type: ignore[assignment]
@@ -225,6 +261,59 @@ class DoorTests(SynchronousTestCase):
         self.door.close()
         self.reactor.advance(SCARCE_SECONDS)
         self.assertEqual((self.reactor.getReaders(), self.door.fileno()), ([], -1))
+
+
+class ProofTests(SynchronousTestCase):
+    """The self-test, without a TUN that could pass it."""
+
+    def setUp(self) -> None:
+        raiseDescriptorLimit()
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= 1024:
+            raise SkipTest("no descriptor beyond 1023 may be had here")
+        system, here = MemorySystem(), os.open(os.devnull, os.O_RDONLY)
+        self.addCleanup(os.close, here)
+        self.high = fcntl.fcntl(here, fcntl.F_DUPFD_CLOEXEC, 1024)
+        self.addCleanup(os.close, self.high)
+        reactor, counters = PortReactor(), Counters()
+        self.tun = TunPort(reactor, Interface("tun7"), Silent(), TunOffload(), counters, system)
+        self.tun.open()
+        places = [Place("127.0.0.1", "127.0.0.2")]
+        self.stack = TunStack(reactor, self.tun, places, RecordingTcp(), counters)
+        self.stack.start()
+        self.addCleanup(self.stack.stop)
+        self.tun._descriptor = self.high
+
+    def test_manyDescriptors(self) -> None:
+        """Where many descriptors are open, it fails as it does elsewhere."""
+        self.patch(stack, "PROOF_SECONDS", 0.05)
+        self.assertIn("127.0.0.1", self.stack.prove())
+
+    def test_lost(self) -> None:
+        """A TUN that is lost meanwhile is just one that does not work."""
+        self.patch(stack, "PROOF_SECONDS", 0.05)
+        self.tun.close()
+        self.assertIn("127.0.0.1", self.stack.prove())
+
+    def test_error(self) -> None:
+        """A stack that the kernel has no socket for does not work; the next one is tried."""
+        self.patch(TunStack, "prove", _fail)
+        other = NatStack(PortReactor(), RecordingWriter(), RecordingTcp(), Counters())
+        self.patch(other, "start", lambda: None)
+        self.assertIs(firstThatWorks([self.stack, other], lambda each: None), other)
+
+
+def _fail(_: TunStack) -> str:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+class Silent:
+    """Nobody sends anything here."""
+
+    def packetsReceived(self, packets: list[memoryview]) -> None:
+        """That does not happen."""
+
+    def lost(self, why: str) -> None:
+        """Neither does that."""
 
 
 class PoorSocket:

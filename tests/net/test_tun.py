@@ -480,6 +480,15 @@ class ReadTests(TunTestCase):
         self.assertEqual(self.receiver.calls, [packets])
         self.assertEqual((self.counters.received, self.counters.receivedBytes), (3, 7 + 60000 + 1))
 
+    def test_mistake(self) -> None:
+        """A mistake of who gets the packets does not close the port: the next ones arrive."""
+        port, system = self.openPort()
+        self.patch(self.receiver, "packetsReceived", lambda packets: 1 // 0)
+        system.arrived.append(NO_HEADER + b"\x45 first")
+        port.doRead()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(port.fileno(), DESCRIPTOR)
+
     def test_withoutHeaders(self) -> None:
         """Where the device has no virtio headers, there stand some that ask for nothing."""
         port, system = self.openPort(names=())

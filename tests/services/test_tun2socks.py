@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from udptunnel.config import Tun2socksConfig, fill
 from udptunnel.core.counters import Counters
 from udptunnel.core.session import LocalSession
 from udptunnel.errors import ConfigError, ListenError, RouteError
+from udptunnel.net.crossing import SocksTcp
 from udptunnel.net.dns import FakeDns, RedirectedDns
 from udptunnel.net.routes import MARK
 from udptunnel.net.stack import KernelStack, Place
@@ -32,6 +34,7 @@ from udptunnel.services.tun2socks import (
     captureOf,
     parseTunNames,
     proxiesOf,
+    withAddresses,
 )
 from udptunnel.wire.address import Address
 from udptunnel.wire.ip import parse
@@ -98,9 +101,9 @@ class ConfigurationTests(SynchronousTestCase):
 
     def test_serverName(self) -> None:
         """The server's name is looked up at once: later, the question would go into the TUN."""
-        tcp, _ = proxiesOf(configOf(socksServerAddr="localhost:1080"))
+        tcp, _ = proxiesOf(withAddresses(configOf(socksServerAddr="localhost:1080")))
         self.assertIn(tcp.address.host, ("127.0.0.1", "::1"))
-        error = self.assertRaises(ConfigError, proxiesOf, configOf(socksServerAddr="nobody.invalid:1080"))
+        error = self.assertRaises(ConfigError, withAddresses, configOf(socksServerAddr="nobody.invalid:1080"))
         self.assertIn("--socks-server-addr nobody.invalid:1080", str(error))
 
     def test_mark(self) -> None:
@@ -231,6 +234,15 @@ class MemoryService(Tun2socksService):
             yield stack
 
 
+def raising(error: Exception) -> Callable[..., None]:
+    """A call that fails."""
+
+    def call(*_: object) -> None:
+        raise error
+
+    return call
+
+
 class ServiceTestCase(SynchronousTestCase):
     """A role in memory."""
 
@@ -283,6 +295,54 @@ class ServiceTests(ServiceTestCase):
         self.routes.loop = True
         self.assertIn("--socks-server-addr 192.0.2.1", str(self.assertRaises(ListenError, service.startService)))
         self.assertEqual((self.routes.calls[-1], self.system.isOpen), ("stop", False))
+
+    def test_namesOnce(self) -> None:
+        """The names of servers are looked up once: with the routes set, nobody would serve the question."""
+        asked: list[str] = []
+
+        def look(host: str, *_: Any, **__: Any) -> list[Any]:
+            asked.append(host)
+            return [(0, 0, 0, "", (f"192.0.2.{len(asked)}", 0))]
+
+        self.patch(socket, "getaddrinfo", look)
+        texts = {"socksServerAddr": "relay.example:1080", "autoRoute": True}
+        service = self.start("", **texts)
+        service.reload(configOf(**texts, username="alice"))
+        self.assertEqual(asked, ["relay.example"])
+        assert isinstance(service.tcp, SocksTcp)
+        self.assertEqual((service.tcp.proxy.address.host, service.tcp.proxy.user), ("192.0.2.1", "alice"))
+        self.assertEqual(captureOf(service.config).past, ("192.0.2.1",))
+
+    def test_kernelFails(self) -> None:
+        """Whatever the kernel refuses on the way, nothing stays open, and no route is left."""
+        service = self.make("")
+        self.patch(service.routes, "start", raising(failure(errno.EMFILE)))
+        self.assertRaises(ListenError, service.startService)
+        self.assertEqual((self.routes.calls[-1], self.system.isOpen), ("stop", False))
+
+    def test_statusFails(self) -> None:
+        """If the status can not be shown, nothing stays open, and no route is left: nobody will stop the role."""
+        service = self.make("", status="tcp:9:interface=127.0.0.1")
+        (status,) = service
+        self.patch(status, "startService", raising(ListenError("it is taken")))
+        self.assertRaises(ListenError, service.startService)
+        self.assertEqual((self.routes.calls[-1], self.system.isOpen), ("stop", False))
+        self.assertEqual((self.reactor.getDelayedCalls(), self.reactor.getReaders()), ([], []))
+
+    def test_stopUnstarted(self) -> None:
+        """A role that has not started, or was stopped already, can be stopped."""
+        service = self.make("")
+        self.system.refused["open"] = failure(errno.EPERM)
+        self.assertRaises(ListenError, service.startService)
+        for _ in range(2):
+            self.successResultOf(Deferred.fromCoroutine(service.stopService()))
+
+    def test_adoptedPlace(self) -> None:
+        """A TUN that was handed over may have any address in the router's network."""
+        self.system.flags = IFF_TUN | IFF_NO_PI
+        self.patch(self.system, "addresses", lambda name: ["10.0.85.77/24"] if name == "tun7" else [])
+        service = self.start(tundev=None, tunFd="77", stack="tun")
+        self.assertEqual(service.stacks.places[0], Place("10.0.85.77", "10.0.85.1"))
 
     def test_adopted(self) -> None:
         """A descriptor that was handed over is used as it is, and its loss is the end."""

@@ -25,8 +25,8 @@ is replaced in it, hence is known beforehand (RFC 1624).
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
@@ -45,8 +45,11 @@ FIRST_PORT = 1024
 PORTS = 65536 - FIRST_PORT
 """Ports of NEXT, hence connections of one family at a time. Some kernels mistrust those below."""
 
-MOST_PENDING = 4096
-"""Connections whose targets are being tried: nobody should fill the table with those that do not answer."""
+MOST_PENDING = 8192
+"""
+Connections whose targets are being tried: nobody should fill the table with
+those that do not answer. Nor should one host keep all others from trying: see L{Pending}.
+"""
 
 PENDING_SECONDS = 140.0
 """Linux gives up a connection after its seventh SYN, 127 seconds after the first (tcp_syn_retries)."""
@@ -200,6 +203,57 @@ def identify(packet: MutableBuffer) -> Verdict | tuple[bytes, int, int]:
     return found.source + found.destination + ports, flags, VNET_BYTES + found.payloadStart
 
 
+class Pending:
+    """
+    Sessions that wait to hear of their targets, the one that began first at the begin.
+
+    A host may have as many as there are free places for others: alone half of
+    them, and who comes then half of the rest. So one that looks for what does
+    not answer takes half, and keeps nobody else from connecting.
+    """
+
+    __slots__ = ("_hosts", "_most", "_sessions")
+
+    def __init__(self, most: int) -> None:
+        """
+        @param most: how many there may be in all.
+        """
+        self._most = most
+        self._sessions: dict[bytes, Session] = {}
+        self._hosts: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._sessions
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    def hasRoom(self, key: bytes) -> bool:
+        """Whether the host that a session comes from may have one more."""
+        return self._hosts[_hostIn(key)] < self._most - len(self._sessions)
+
+    def add(self, session: Session) -> None:
+        """One more."""
+        self._sessions[session.key] = session
+        self._hosts[_hostIn(session.key)] += 1
+
+    def remove(self, session: Session) -> None:
+        """One is decided about, or over."""
+        del self._sessions[session.key]
+        host = _hostIn(session.key)
+        self._hosts[host] -= 1
+        if not self._hosts[host]:
+            del self._hosts[host]
+
+
+def _hostIn(key: bytes) -> bytes:
+    """Whose a session is: of an IPv6 address the first half, as who has one has all of a network."""
+    return key[: min(len(key) // 2 - 2, 8)]
+
+
 class _Family:
     """What the sessions of IPv4, or of IPv6, share."""
 
@@ -260,13 +314,12 @@ class Nat:
         @param most: how many sessions of each family there may be. One more
             makes the one go that has been closing for longest; if none is, it
             is not let in.
-        @param mostPending: how many may be pending.
+        @param mostPending: how many may be pending; one host has half of that at most.
         """
         families = [_Family(listener, most) for listener in listeners]
         self._families = {family.size: family for family in families}
-        self._mostPending = mostPending
         self._legs: dict[bytes, Leg] = {}
-        self._pending: dict[bytes, Session] = {}
+        self._pending = Pending(mostPending)
         self._awaited: dict[Address, Session] = {}
 
     def __len__(self) -> int:
@@ -349,12 +402,12 @@ class Nat:
             return REPEATED
         if not isUnicast(key[family.size : -4]):
             return NOT_UNICAST
-        if len(self._pending) >= self._mostPending:
+        if not self._pending.hasRoom(key):
             return BUSY
         if not self._hasRoom(family):
             return FULL
         session = Session(key, family.takePort(), bytes(packet), transport, now)
-        self._pending[key] = session
+        self._pending.add(session)
         return Verdict(Action.HELD, session)
 
     def _hasRoom(self, family: _Family) -> bool:
@@ -373,7 +426,7 @@ class Nat:
         if session.state is not State.PENDING:
             return None
         family, key = self._familyOf(session), session.key
-        del self._pending[key]
+        self._pending.remove(session)
         session.state, session.since = State.OPEN, now
         forth = self._legs[key] = family.forth(session, key)
         seen, back = family.back(session, key)
@@ -426,7 +479,7 @@ class Nat:
         for family in self._families.values():
             for session in older(family.closing, now - CLOSING_SECONDS):
                 self._remove(session)
-        failed = older(self._pending.values(), now - PENDING_SECONDS)
+        failed = older(self._pending, now - PENDING_SECONDS)
         failed += older(self._awaited.values(), now - ACCEPT_SECONDS)
         for session in failed:
             self._remove(session)
@@ -438,7 +491,7 @@ class Nat:
     def _remove(self, session: Session) -> None:
         family, key = self._familyOf(session), session.key
         if session.state is State.PENDING:
-            del self._pending[key]
+            self._pending.remove(session)
         else:
             self._awaited.pop(_seenFrom(family, session), None)
             family.closing.pop(session, None)

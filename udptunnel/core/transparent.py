@@ -36,6 +36,7 @@ from udptunnel.core.nat import (
     SYN,
     Action,
     MutableBuffer,
+    Pending,
     Session,
     State,
     Verdict,
@@ -72,13 +73,12 @@ class Transparent:
         @param versions: of which IP versions there is a listener. Connections
             of another one are refused.
         @param most: how many sessions there may be.
-        @param mostPending: how many of them may be pending.
+        @param mostPending: how many of them may be pending; one host has half of that at most.
         """
         self._sizes = frozenset(12 if version == 4 else 36 for version in versions)
         self._most = most
-        self._mostPending = mostPending
         self._sessions: dict[bytes, Session] = {}
-        self._pending: dict[Session, None] = {}
+        self._pending = Pending(mostPending)
         self._awaited: dict[Session, None] = {}
 
     def __len__(self) -> int:
@@ -124,12 +124,12 @@ class Transparent:
             return NO_LISTENER
         if not isUnicast(key[len(key) // 2 - 2 : -4]):
             return NOT_UNICAST
-        if len(self._pending) >= self._mostPending:
+        if not self._pending.hasRoom(key):
             return BUSY
         if len(self._sessions) >= self._most:
             return FULL
         session = self._sessions[key] = Session(key, 0, bytes(packet), transport, now)
-        self._pending[session] = None
+        self._pending.add(session)
         return Verdict(Action.HELD, session)
 
     def established(self, session: Session, now: float) -> bytes | None:
@@ -140,7 +140,7 @@ class Transparent:
         """
         if session.state is not State.PENDING:
             return None
-        del self._pending[session]
+        self._pending.remove(session)
         self._awaited[session] = None
         held, session.held = session.held, b""
         session.state, session.since = State.OPEN, now
@@ -196,6 +196,7 @@ class Transparent:
 
     def _remove(self, session: Session) -> None:
         del self._sessions[session.key]
-        self._pending.pop(session, None)
+        if session.state is State.PENDING:
+            self._pending.remove(session)
         self._awaited.pop(session, None)
         session.state, session.held = State.GONE, b""

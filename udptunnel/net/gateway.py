@@ -301,6 +301,8 @@ class Gateway:
 
 
 _NOWHERE = Address("", 0)
+_MAPPED = bytes(10) + b"\xff\xff"
+"""What IPv4-mapped addresses begin with (RFC 4291 section 2.5.5.2); no packet has one (RFC 4038 section 4.2)."""
 
 
 def _headersOf(host: bytes) -> int:
@@ -311,4 +313,7 @@ def _isCarried(host: bytes) -> bool:
     """Whether datagrams to an address are for the tunnel: those for all, for one wire or for one machine are not."""
     if len(host) == 4:
         return 0 < host[0] < 224 and host[0] != 127 and host[:2] != b"\xa9\xfe"
+    if host[:12] == _MAPPED:
+        # As text it would be an IPv4 address, 127.0.0.1 for one.
+        return False
     return host[0] != 0xFF and (host[0] != 0xFE or host[1] & 0xC0 != 0x80) and host[:15] != bytes(15)

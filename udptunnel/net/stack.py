@@ -213,7 +213,11 @@ class Door:
                 self._failed(error)
                 return
             opened.setblocking(False)
-            self._accepted(opened, addressIn(peer))
+            try:
+                self._accepted(opened, addressIn(peer))
+            except Exception:
+                # The reactor would close the door for ever.
+                _log.failure("a connection is lost by a mistake of ours")
 
     def _failed(self, error: OSError) -> None:
         if error.errno not in _NOTHING_THERE:
@@ -332,7 +336,8 @@ class KernelStack:
             self._reset(packet)
             return
         frame = packet[VNET_BYTES:]
-        self._answer(unreachable(frame, parse(frame), why))
+        with suppress(PacketError):
+            self._answer(unreachable(frame, parse(frame), why))
 
     def forget(self, session: Session) -> bytes | None:
         """Forget a connection that is not let in. Its SYN, if it was still waiting."""
@@ -477,10 +482,13 @@ class TunStack(KernelStack):
 
     def _turn(self) -> None:
         """What the reactor does otherwise."""
-        readers: list[Any] = [self._tun, *self.doors]
-        ready, _, _ = select.select(readers, (), (), 0.05)
-        for each in ready:
-            each.doRead()
+        # Not select(), which knows no descriptor beyond 1023; and the TUN may be closed meanwhile.
+        readers: dict[int, Any] = {each.fileno(): each for each in (self._tun, *self.doors) if each.fileno() >= 0}
+        waiting = select.poll()
+        for number in readers:
+            waiting.register(number, select.POLLIN)
+        for number, _ in waiting.poll(50):
+            readers[number].doRead()
 
     def _requested(self, session: Session) -> None:
         if session.source in self._proving:
@@ -520,7 +528,7 @@ def firstThatWorks(stacks: Iterable[AnyStack], use: Callable[[AnyStack], None]) 
         try:
             stack.start()
             why = stack.prove()
-        except ListenError as error:
+        except (ListenError, OSError) as error:
             why = str(error)
         if not why:
             return stack

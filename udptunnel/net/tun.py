@@ -64,6 +64,8 @@ READ_SECONDS = 0.002
 QUEUE_PACKETS = 1000
 """What the kernel keeps for us (txqueuelen): with its own 500 it drops under load; many more only make old packets."""
 
+_log = Logger()
+
 _NO_HEADER = bytes(HEADER_BYTES)
 _NEEDS_CSUM = 1
 _UDP_SEGMENTS, _ECN = 5, 0x80
@@ -446,7 +448,11 @@ class TunPort:
             counters = self._counters
             counters.received += len(packets)
             counters.receivedBytes += sum(map(len, packets)) - HEADER_BYTES * len(packets)
-            self._receiver.packetsReceived(packets)
+            try:
+                self._receiver.packetsReceived(packets)
+            except Exception:
+                # The reactor would close the port, and nobody would notice.
+                _log.failure("packets of TUN {name} are lost by a mistake of ours", name=self.name)
 
     def _read(self) -> list[memoryview]:
         packets: list[memoryview] = []

@@ -10,6 +10,7 @@ udp-server, which sends its datagrams as packets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 from typing import Any, Protocol, TypeAlias
 
@@ -112,7 +113,8 @@ class Tun2socksService(MultiService):
         self.setName("tun2socks")
         self._makePipe = pipe or (connector(*config.pipe) if config.pipe is not None else None)
         _check(config, pipe is not None)
-        self.config = config
+        self._given = config
+        self.config = config = withAddresses(config)
         self.clock: Callable[[], float] = reactor.seconds
         self.counters = Counters()
         self.whenFailed: Callable[[str], None] = self._nobodyListens
@@ -130,6 +132,7 @@ class Tun2socksService(MultiService):
         self.udp = self._chain(udp or self._makeUdp)
         self._ticking: LoopingCall | None = None
         self._trying: IDelayedCall | None = None
+        self._opened: list[Callable[[], None]] = []
         if config.status is not None:
             self._addStatus(config.status)
 
@@ -179,7 +182,6 @@ class Tun2socksService(MultiService):
 
     def _makeUdp(self, writer: UdpWriter) -> SocksUdp:
         config = self.config
-        given = config.udpAddress
         self._socksUdp = SocksUdp(
             self._reactor,
             self._udpProxy,
@@ -189,7 +191,7 @@ class Tun2socksService(MultiService):
             self.clock,
             most=config.maxAssociations,
             idleSeconds=config.udpIdle,
-            udpAddress=resolved("--udp-address", given) if given is not None else None,
+            udpAddress=config.udpAddress,
         )
         return self._socksUdp
 
@@ -204,9 +206,14 @@ class Tun2socksService(MultiService):
         """
         Open the TUN, find a stack that works, and set the routes.
 
-        @raise ListenError: that can not be done.
+        @raise ListenError: that can not be done. Then nothing is open, and no route is left.
         """
         self._open()
+        try:
+            super().startService()
+        except ListenError:
+            self._close()
+            raise
         self._ticking = every(TICK_SECONDS, self._tick, self._reactor, self._log)
         self._log.info(
             "tun2socks: {port}, TCP by stack {stack} to {server}, UDP to {udp}",
@@ -215,7 +222,6 @@ class Tun2socksService(MultiService):
             server=self._tcpProxy.address,
             udp=self._udpProxy.address,
         )
-        super().startService()
 
     @property
     def _portText(self) -> str:
@@ -223,37 +229,41 @@ class Tun2socksService(MultiService):
         return f"pipe {self.port.name}" if self._makePipe else f"TUN {self.port.name} with {self._tunOffload}"
 
     def _open(self) -> None:
-        if self._makePipe is not None:
-            self._openPipe(self._makePipe)
-        else:
-            self._openTun()
+        try:
+            if self._makePipe is not None:
+                self._openPipe(self._makePipe)
+            else:
+                self._openTun()
+        except (ListenError, RouteError, OSError) as error:
+            self._close()
+            raise ListenError(str(error)) from error
 
     def _openPipe(self, make: MakePipe) -> None:
         self.port = self.gateway.outer = make(self._reactor, self.gateway, self.counters)
+        self._opened.append(self.port.close)
         firstThatWorks(self._stacks(()), self._use)
         self.port.open()
 
     def _openTun(self) -> None:
-        places, missing = self._findPlaces()
+        places, missing = self._findPlaces(self.config.tundev or "")
         interface = Interface(self.config.tundev or "", tuple(missing), self.config.mtu)
         port = TunPort(self._reactor, interface, self.gateway, self._tunOffload, self.counters, self._system)
         self.port = self.gateway.outer = port
+        self._opened.append(port.close)
         if self.config.tunFd is not None:
             port.adopt(self.config.tunFd)
+            if self.config.stack == "tun":
+                places, _ = self._findPlaces(port.name)
         else:
             port.open()
-        try:
-            firstThatWorks(self._stacks(places), self._use)
-            self.routes.start(self.port.name)
-            for option, address in _serversIn(self.config):
-                self.routes.refuseLoops(option, [resolved(option, address).host])
-        except (ListenError, RouteError) as error:
-            self._close()
-            raise ListenError(str(error)) from error
+        firstThatWorks(self._stacks(places), self._use)
+        self.routes.start(port.name)
+        for option, address in _serversIn(self.config):
+            self.routes.refuseLoops(option, [address.host])
 
-    def _findPlaces(self) -> tuple[list[Place], list[str]]:
+    def _findPlaces(self, name: str) -> tuple[list[Place], list[str]]:
         """Our address and the router's, of each family; and which of ours the device does not have yet."""
-        existing = [ip_interface(each) for each in self._system.addresses(self.config.tundev or "")]
+        existing = [ip_interface(each) for each in self._system.addresses(name)]
         places, missing = [], []
         for router in _routers(self.config):
             own = _ownBeside(router, existing)
@@ -264,6 +274,7 @@ class Tun2socksService(MultiService):
 
     def _use(self, stack: Stack) -> None:
         self.gateway.stack = self.stack = stack
+        self._opened.append(stack.stop)
 
     def _stacks(self, places: Sequence[Place]) -> Iterator[Stack]:
         wanted, port = self.config.stack, self.port
@@ -316,9 +327,9 @@ class Tun2socksService(MultiService):
     def _close(self) -> None:
         """Close what hangs on the TUN: its connections get no packet any more."""
         self.routes.stop()
-        self.stack.stop()
         self.tcp.stop()
-        self.port.close()
+        while self._opened:
+            self._opened.pop()()
 
     async def stopService(self) -> None:
         """Close everything."""
@@ -336,7 +347,7 @@ class Tun2socksService(MultiService):
 
         @raise ConfigError: one can not be read; all stays as it was.
         """
-        self._tcpProxy, self._udpProxy = proxiesOf(config)
+        self._tcpProxy, self._udpProxy = proxiesOf(withAddresses(config, self._given, self.config))
         if isinstance(self.tcp, SocksTcp):
             self.tcp.proxy = self._tcpProxy
         if self._socksUdp is not None:
@@ -412,40 +423,66 @@ def parseTunNames(text: str) -> tuple[str, ...]:
     return names
 
 
+def withAddresses(
+    config: Tun2socksConfig, before: Tun2socksConfig | None = None, known: Tun2socksConfig | None = None
+) -> Tun2socksConfig:
+    """
+    A configuration with addresses in place of the names of servers.
+
+    Names are looked up once, and that blocks. Once there are routes the
+    question would go into the TUN, which nobody serves meanwhile; and a second
+    answer may be another one, to which no way leads past the TUN.
+
+    @param before: what the configuration was, and...
+    @param known: ...what this function has said then: names that are still the same are not looked up again.
+    @raise ConfigError: a name is unknown.
+    """
+    found: dict[str, Any] = {}
+    for field, option in _SERVERS.items():
+        given: Address | None = getattr(config, field)
+        if given is None:
+            continue
+        same = known is not None and given == getattr(before, field)
+        found[field] = getattr(known, field) if same else resolved(option, given)
+    return replace(config, **found)
+
+
+_SERVERS = {
+    "socksServerAddr": "--socks-server-addr",
+    "udpSocksServerAddr": "--udp-socks-server-addr",
+    "udpAddress": "--udp-address",
+}
+"""What our own packets go to: the fields, and the options that say so."""
+
+
 def proxiesOf(config: Tun2socksConfig) -> tuple[Proxy, Proxy]:
     """
-    The SOCKS5 servers for TCP and for UDP. Names are looked up now, and that
-    blocks: later the question would go into the TUN.
+    The SOCKS5 servers for TCP and for UDP.
 
-    @raise ConfigError: a file can not be read, or a name is unknown.
+    @param config: see L{withAddresses}.
+    @raise ConfigError: a file can not be read.
     """
     assert config.socksServerAddr is not None
     password = passwordIn("--password-file", config.passwordFile) or config.password or ""
-    address = resolved("--socks-server-addr", config.socksServerAddr)
     mark = captureOf(config).socketMark
-    tcp = Proxy(address, config.username or "", password, mark)
+    tcp = Proxy(config.socksServerAddr, config.username or "", password, mark)
     if config.udpSocksServerAddr is None:
         return tcp, tcp
     password = passwordIn("--udp-password-file", config.udpPasswordFile)
-    address = resolved("--udp-socks-server-addr", config.udpSocksServerAddr)
-    return tcp, Proxy(address, config.udpUsername or "", password, mark)
+    return tcp, Proxy(config.udpSocksServerAddr, config.udpUsername or "", password, mark)
 
 
 def captureOf(config: Tun2socksConfig) -> Capture:
-    """What is to go into the TUN."""
-    past = [resolved(option, address).host for option, address in _serversIn(config)]
+    """What is to go into the TUN, given what L{withAddresses} says."""
+    past = [address.host for _, address in _serversIn(config)]
     networks = tuple(dict.fromkeys((*config.route, *config.fakeDns)))
     return Capture(networks, config.autoRoute, config.fwmark, config.dns is not None, (*past, *config.bypass))
 
 
 def _serversIn(config: Tun2socksConfig) -> Iterator[tuple[str, Address]]:
     """What our own packets go to, and the options that say so."""
-    given = {
-        "--socks-server-addr": config.socksServerAddr,
-        "--udp-socks-server-addr": config.udpSocksServerAddr,
-        "--udp-address": config.udpAddress,
-    }
-    return ((option, address) for option, address in given.items() if address is not None)
+    given = ((option, getattr(config, field)) for field, option in _SERVERS.items())
+    return ((option, address) for option, address in given if address is not None)
 
 
 def _fakeNames(config: Tun2socksConfig) -> FakeNames:
