@@ -211,6 +211,9 @@ class End:
     def close(self) -> None:
         self.closing = True
 
+    def keep(self, most: int) -> None:
+        """There is no kernel here."""
+
     def abort(self) -> None:
         self.aborting = True
 

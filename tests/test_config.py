@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.examples import EXAMPLES
-from udptunnel.config import ROLES, Forward, Inherited, LocalConfig, ServerConfig, fill, optionName, readToml
+from udptunnel.config import (
+    ROLES,
+    EgressPlace,
+    Forward,
+    Inherited,
+    LocalConfig,
+    PipePlace,
+    ServerConfig,
+    Tun2socksConfig,
+    fill,
+    optionName,
+    readToml,
+)
 from udptunnel.errors import ConfigError
 from udptunnel.wire.address import Address
 
@@ -29,7 +41,13 @@ VALUES: list[tuple[type[Any], str, str, Any]] = [
     (LocalConfig, "queueAge", "60000", 60000.0),
     (LocalConfig, "queueBytes", "65536", 65536),
     (LocalConfig, "heartbeat", "0.1", 0.1),
-    (ServerConfig, "egress", "direct", "direct"),
+    (ServerConfig, "egress", "direct", EgressPlace()),
+    (ServerConfig, "egress", "socks5:[::1]:1080", EgressPlace(socks=Address("::1", 1080))),
+    (ServerConfig, "egress", "socks5:ss.example:1080", EgressPlace(socks=Address("ss.example", 1080))),
+    (ServerConfig, "egress", "pipe:/run/a:b", EgressPlace(pipe=PipePlace("/run/a:b"))),
+    (ServerConfig, "egress", "pipe-stream:exit", EgressPlace(pipe=PipePlace("exit", True))),
+    (Tun2socksConfig, "pipe", "exit", PipePlace("exit")),
+    (Tun2socksConfig, "pipe", "stream:/run/exit", PipePlace("/run/exit", True)),
     (ServerConfig, "maxPorts", "0", 0),
     (ServerConfig, "lookupTimeout", "60", 60.0),
 ]
@@ -44,7 +62,8 @@ WRONG: list[tuple[type[Any], str, str]] = [
     (LocalConfig, "socks", ""),
     (LocalConfig, "passwordFile", ""),
     (ServerConfig, "egress", "indirect"),
-    (ServerConfig, "egress", ""),
+    *((ServerConfig, "egress", text) for text in ("", "socks5:", "socks5:host", "socks5:host:0", "pipe:", "direct:x")),
+    *((Tun2socksConfig, "pipe", text) for text in ("", "stream:")),
     (ServerConfig, "maxSessions", "0"),
 ]
 """Fields with a text that they refuse."""

@@ -12,6 +12,7 @@ import dataclasses
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -55,6 +56,31 @@ class Forward(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.listen}={self.target}"
+
+
+class PipePlace(NamedTuple):
+    """Where a pipe for packets is: a Unix socket, of messages or else a stream."""
+
+    path: str
+    stream: bool = False
+
+    def __str__(self) -> str:
+        return f"stream:{self.path}" if self.stream else self.path
+
+
+@dataclass(frozen=True)
+class EgressPlace:
+    """C{--egress}: how targets are reached. At most one of these is there; without any, from this machine."""
+
+    socks: Address | None = None
+    pipe: PipePlace | None = None
+
+    def __str__(self) -> str:
+        if self.socks is not None:
+            return f"socks5:{self.socks}"
+        if self.pipe is not None:
+            return f"pipe-stream:{self.pipe.path}" if self.pipe.stream else f"pipe:{self.pipe.path}"
+        return "direct"
 
 
 # -- readers
@@ -132,6 +158,27 @@ def socksServer(text: str) -> Address:
     if not given.port:
         raise ValueError("HOST:PORT with a port from 1 to 65535")
     return given
+
+
+def egress(text: str) -> EgressPlace:
+    """C{direct}, or another way with its place."""
+    kind, _, place = text.partition(":")
+    if text == "direct":
+        return EgressPlace()
+    if kind == "socks5":
+        with suppress(ValueError):
+            return EgressPlace(socks=socksServer(place))
+    if kind in ("pipe", "pipe-stream") and place:
+        return EgressPlace(pipe=PipePlace(place, kind == "pipe-stream"))
+    raise ValueError("direct, socks5:HOST:PORT, pipe:PATH or pipe-stream:PATH")
+
+
+def pipe(text: str) -> PipePlace:
+    """PATH, or C{stream:PATH}."""
+    place = PipePlace(text.removeprefix("stream:"), text.startswith("stream:"))
+    if not place.path:
+        raise ValueError("PATH, or stream:PATH")
+    return place
 
 
 def deviceName(text: str) -> str:
@@ -254,6 +301,10 @@ NO_AUTH = flag("Listen beyond loopback although whoever can reach the port may u
 TLS = option(
     None, anyText, "FILE", "Links are TLS: our key and certificate, and the CA of the other end, in one PEM file."
 )
+PLUGIN = option(
+    None, anyText, "PROGRAM", "Have a plugin of shadowsocks (SIP003) carry the links; no shadowsocks is needed."
+)
+PLUGIN_OPTS = option(None, anyText, "OPTIONS", "Options of the plugin, such as obfs=http;obfs-host=www.example.com.")
 STATUS = option(
     None,
     anyText,
@@ -316,6 +367,8 @@ class LocalConfig:
     secret: str | None = option(
         None, anyText, "FILE", "A line user:secret, with which we prove to udp-server who we are."
     )
+    plugin: str | None = PLUGIN
+    pluginOpts: str | None = PLUGIN_OPTS
     status: str | None = STATUS
     logFormat: str = LOG_FORMAT
     redact: bool = REDACT
@@ -328,7 +381,13 @@ class ServerConfig:
     listen: tuple[str, ...] = option(
         ("tcp:3456:interface=127.0.0.1",), anyText, "ENDPOINT", "Where links are accepted."
     )
-    egress: str = option("direct", oneOf("direct"), "HOW", "How targets are reached: direct.")
+    egress: EgressPlace = option(
+        EgressPlace(),
+        egress,
+        "HOW",
+        "How targets are reached: direct, from this machine; socks5:HOST:PORT, by a SOCKS5 server; pipe:PATH, as IP "
+        "packets over a Unix socket, to tun2socks --pipe; pipe-stream:PATH, the same over a stream.",
+    )
     allow: tuple[str, ...] = option((), anyText, "CIDR", "Allow targets in this network, even if it is private.")
     deny: tuple[str, ...] = option((), anyText, "CIDR", "Refuse targets in this network.")
     denyPort: tuple[int, ...] = option(
@@ -395,6 +454,21 @@ class ServerConfig:
         "MB",
         "Resident memory above which nothing new is let in; 0: three quarters of what the machine has.",
     )
+    plugin: str | None = PLUGIN
+    pluginOpts: str | None = PLUGIN_OPTS
+    egressUser: str | None = option(None, anyText, "NAME", "Who we are to the SOCKS5 server of --egress.")
+    egressPasswordFile: str | None = option(None, anyText, "FILE", "A file that holds the password for it.")
+    egressUdpAddress: Address | None = option(
+        None, address, "HOST:PORT", "Where that server takes datagrams, whatever it says; port 0: as it says."
+    )
+    egressNames: str | None = option(
+        None,
+        oneOf("pass", "resolve", "refuse"),
+        "HOW",
+        "What becomes of names with --egress socks5: pass, the SOCKS5 server gets them, and the access rules can not "
+        "judge their addresses; resolve, it gets addresses; refuse, they are dropped. Must be said with --deny; "
+        "otherwise pass.",
+    )
     status: str | None = STATUS
     logFormat: str = LOG_FORMAT
     redact: bool = REDACT
@@ -406,6 +480,12 @@ class Tun2socksConfig:
 
     tundev: str | None = option(None, deviceName, "NAME", "The TUN; it is made if it is not there.")
     tunFd: int | None = option(None, integer(0, 1 << 20), "N", "The TUN, as a descriptor that we have inherited.")
+    pipe: PipePlace | None = option(
+        None,
+        pipe,
+        "PATH",
+        "Instead of a TUN, the socket of udp-server --egress pipe:PATH; stream:PATH: of pipe-stream.",
+    )
     netifIpaddr: str = option(
         "10.0.85.1", host4, "A", "An IPv4 address beside the TUN's own, as that of the router behind it; nobody has it."
     )
@@ -416,10 +496,11 @@ class Tun2socksConfig:
     mtu: int = option(1500, integer(1280, 65_535), "BYTES", "The longest packet in the TUN.")
     stack: str = option(
         "auto",
-        oneOf("auto", "tun", "netns"),
+        oneOf("auto", "tun", "netns", "none"),
         "HOW",
         "Who speaks TCP: tun, the kernel by way of the same TUN; netns, the kernel in a network namespace of its own, "
-        "which no firewall of this machine concerns; auto, the first of them that works.",
+        "which no firewall of this machine concerns; none, nobody; auto, the first of tun and netns that works, with "
+        "--pipe netns or else none.",
     )
     socksServerAddr: Address | None = option(
         None, socksServer, "HOST:PORT", "The SOCKS5 server that TCP goes to, and UDP unless it has its own."

@@ -14,7 +14,6 @@ from twisted.python import usage
 
 from udptunnel import __version__
 from udptunnel.checknet import CheckNetOptions, checkNet
-from udptunnel.config import ROLES, readToml
 from udptunnel.errors import ConfigError
 from udptunnel.ping import PingOptions, ping
 from udptunnel.pki import PkiOptions
@@ -22,6 +21,7 @@ from udptunnel.pki import run as _pki
 from udptunnel.run import RunOptions
 from udptunnel.run import run as _run
 from udptunnel.status import StatusOptions, status
+from udptunnel.up import DownOptions, UpOptions, down, up
 
 
 class DemoOptions(usage.Options):
@@ -38,7 +38,8 @@ class CheckOptions(usage.Options):
     synopsis = "Usage: udptunnel check FILE"
     longdesc = """Reads a TOML configuration file and says what is wrong with it, in which
 line. Exit status 0 if nothing is. The file has a table for each role, with the
-option names of twistd udp-local and udp-server as keys:
+option names of twistd udp-local, udp-server and the others as keys, and tables
+[[carrier]] as udptunnel up --help shows them:
 
     [udp-local]
     server = "tcp:relay.example:3456"
@@ -66,6 +67,8 @@ class Options(usage.Options):
         ["ping", None, PingOptions, "Measure how long it takes there and back."],
         ["check-net", None, CheckNetOptions, "Walk the path to udp-server step by step."],
         ["run", None, RunOptions, "Run one command whose only way out is the tunnel."],
+        ["up", None, UpOptions, "Bring up what a file describes: roles, and the programs that carry their links."],
+        ["down", None, DownOptions, "Take it down again."],
         ["pki", None, PkiOptions, "Make certificates and secrets for links over TLS."],
     ]
 
@@ -88,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except usage.UsageError as error:
         raise SystemExit(f"udptunnel: {error}; see udptunnel --help") from None
     commands: dict[str, Callable[[Any], int]] = {"demo": lambda _: _demo(), "check": _check, "pki": _pki, "run": _run}
-    commands |= {"status": status, "ping": ping, "check-net": checkNet}
+    commands |= {"status": status, "ping": ping, "check-net": checkNet, "up": up, "down": down}
     raise SystemExit(commands[str(options.subCommand)](options.subOptions))
 
 
@@ -107,49 +110,22 @@ def _check(options: CheckOptions) -> int:
 
 def checkFile(name: str) -> list[str]:
     """
-    Read all tables of a configuration file.
+    Read all tables of a configuration file, make what they describe, and throw it away: that checks
+    what can not be checked by one value alone.
 
-    @return: the roles that it configures.
+    @return: the tables that it has.
     @raise ConfigError: something in it is wrong; the text says what, and where.
     """
-    import tomllib
-
-    try:
-        with open(name, encoding="utf-8") as file:
-            text = file.read()
-        tables = tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # Python's limits are not all TOMLDecodeErrors.
-        raise ConfigError(f"{name}: {error}") from error
-    for role in tables:
-        if role not in ROLES:
-            raise ConfigError(f"{name}: unknown table [{role}]; known are {', '.join(ROLES)}")
-        try:
-            _tryParts(role, readToml(ROLES[role], role, text))
-        except ConfigError as error:
-            raise ConfigError(f"{name}: [{role}] {error}") from error
-    if not tables:
-        raise ConfigError(f"{name}: there is no table; known are {', '.join(ROLES)}")
-    return list(tables)
-
-
-def _tryParts(role: str, config: Any) -> None:
-    """Make the role's service and throw it away: it checks what can not be checked by one value alone."""
     from twisted.internet import reactor
 
-    from udptunnel.services.controller import ControllerService
-    from udptunnel.services.local import LocalService
-    from udptunnel.services.server import ServerService
-    from udptunnel.services.tun2socks import Tun2socksService
+    from udptunnel.services.side import Side, readSide
 
-    makers: dict[str, Callable[[Any, Any], object]] = {
-        "udp-local": LocalService,
-        "udp-server": ServerService,
-        "tun2socks": Tun2socksService,
-        "proxy-controller": ControllerService,
-    }
-    makers[role](config, reactor)
+    config = readSide(name)
+    try:
+        Side(config, reactor)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    return config.tables
 
 
 # -- demo

@@ -33,12 +33,14 @@ class MemoryCarrier:
 
     @ivar full: whether the path takes no more for now.
     @ivar writes: the buffers of each write, joined.
+    @ivar kept: how much the kernel was told to keep at most, each time.
     """
 
     def __init__(self) -> None:
         self.full = False
         self.writes: list[bytes] = []
         self.closed = self.aborted = False
+        self.kept: list[int] = []
         self._taken = 0
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
@@ -46,6 +48,9 @@ class MemoryCarrier:
         assert len(buffers) <= 1024, "more than sendmsg takes"
         self.writes.append(b"".join(buffers))
         return not self.full
+
+    def keep(self, most: int) -> None:
+        self.kept.append(most)
 
     def close(self) -> None:
         self.closed = True

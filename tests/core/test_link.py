@@ -1071,6 +1071,39 @@ class FullPathTests(SynchronousTestCase):
         link.resumed(0.1)
         self.assertEqual(bodies(carrier.takeFrames()), [bytes((number,)) for number in range(1, 5)])
 
+    def ponged(self, link: Link, carrier: MemoryCarrier, now: float) -> None:
+        """The link asks, and is answered."""
+        link.ask(now)
+        (moment,) = (unpackPing(body) for word, _, _, body in carrier.takeFrames() if word == PING)
+        feed(link, pong(moment, 0), now + 0.01)
+
+    def test_backlog(self) -> None:
+        """
+        The kernel keeps little that it can not send: a part of what the path takes, and it is told when that changes.
+
+        What waits there holds up sparse flows while its congestion control lets nothing pass.
+        """
+        link, carrier = makeUp()
+        self.assertEqual(carrier.kept, [16384])
+        for size, kept in (
+            (1 << 20, 65536),
+            (3 << 19, 65536),
+            (1 << 26, 1 << 20),
+            (1 << 25, 1 << 20),
+            (1 << 10, 16384),
+        ):
+            link.window._whole = size
+            self.assertEqual(link.window.backlog, min(max(size // 16, 16384), 1 << 20))
+            link._limitBacklog()
+            self.assertEqual(carrier.kept[-1], kept)
+        self.assertEqual(carrier.kept, [16384, 65536, 1 << 20, 16384])
+
+    def test_noLimit(self) -> None:
+        """Where bytes may wait on the path as they like the kernel keeps what it keeps."""
+        link, carrier = makeUp(delay=0.0)
+        self.ponged(link, carrier, 1.0)
+        self.assertEqual(carrier.kept, [])
+
     def test_fullAgain(self) -> None:
         """No more than one write goes when the path is full again at once."""
         link, carrier = makeUp()

@@ -458,6 +458,7 @@ class LinkProtocolTests(SynchronousTestCase):
         left = [weakref.ref(each) for each in (self.protocol, link.carrier, self.transport)]
         self.transport.die()
         self.assertFalse(link.carrier.write([b"late"]))
+        link.carrier.keep(1)
         link.carrier.close()
         link.carrier.abort()
         gc.disable()
@@ -547,13 +548,13 @@ class StreamTests(TestCase):
             SocketCarrier,
         )
 
-    def assertTuned(self, protocol: Any) -> None:
+    def assertTuned(self, protocol: Any, kept: int = 1 << 20) -> None:
         """What is under a link gives up in time and keeps no long queue."""
         stream = protocol.transport
         while not isinstance(stream, Connection):
             stream = stream.transport
         options = [stream.socket.getsockopt(socket.IPPROTO_TCP, number) for number in (18, 25, socket.TCP_NODELAY)]
-        self.assertEqual(options[:2], [USER_TIMEOUT_MILLISECONDS, 1 << 20])
+        self.assertEqual(options[:2], [USER_TIMEOUT_MILLISECONDS, kept])
         self.assertTrue(options[2])
 
     async def test_tuned(self) -> None:
@@ -572,6 +573,8 @@ class StreamTests(TestCase):
             await until(lambda: accepted and accepted[0].link)  # noqa: B023
             for end in (near, accepted[0]):
                 self.assertTuned(end)
+                end.link.carrier.keep(12345)
+                self.assertTuned(end, 12345)
             near.link.carrier.close()
             await until(lambda: near.link.lost and accepted[0].link.lost)  # noqa: B023
             await listening.stopListening()

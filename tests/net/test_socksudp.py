@@ -610,6 +610,28 @@ class RefusedTests(SocksUdpTestCase):
         self.send(b"c")
         self.assertEqual(len(self.dials), 2)
 
+    def test_unaskedSilent(self) -> None:
+        """As long as nothing comes from a server that was not asked, it is asked again and again: it may be back."""
+        self.send(b"a")
+        self.dials[0].fail("refused", ReplyCode.CONNECTION_REFUSED)
+        self.advance(UNREACHABLE_SECONDS)
+        self.send(b"b")
+        self.assertEqual(len(self.dials), 2)
+        self.dials[1].fail("refused", ReplyCode.CONNECTION_REFUSED)
+        self.receive(packHeader(TARGET) + b"c", place=1)
+        self.advance(2 * UNREACHABLE_SECONDS)
+        self.send(b"d")
+        self.assertEqual(len(self.dials), 2)
+
+    def test_polled(self) -> None:
+        """What poll() reports of the UDP socket is the end of the association, too; the next datagram gets another."""
+        self.send(b"a")
+        self.dials[0].agree()
+        self.receive(packHeader(TARGET) + b"b")
+        self.portOf(0).connectionLost(Failure(ConnectionLost()))
+        self.send(b"c")
+        self.assertEqual((len(self.dials), self.counters.dropped), (2, {}))
+
     def test_noDescriptor(self) -> None:
         """When no socket can be had, that is no fault of the server's; nothing is left open."""
         self.openError = OSError(errno.EMFILE, "Too many open files")

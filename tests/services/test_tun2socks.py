@@ -57,7 +57,11 @@ class ConfigurationTests(SynchronousTestCase):
         for texts, word in (
             ({"tundev": None}, "--tundev"),
             ({"tunFd": "3"}, "--tun-fd"),
+            ({"pipe": "exit"}, "--tundev and --pipe"),
             ({"socksServerAddr": None}, "--socks-server-addr"),
+            ({"tundev": None, "pipe": "exit", "stack": "tun"}, "--stack tun"),
+            ({"tundev": None, "pipe": "exit", "route": ["10.0.0.0/8"]}, "--route"),
+            ({"tundev": None, "pipe": "exit", "autoRoute": True}, "--auto-route"),
         ):
             error = self.assertRaises(ConfigError, Tun2socksService, configOf(**texts), PortReactor())
             self.assertIn(word, str(error))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import resource
 import socket
 import struct
 import time
@@ -247,9 +246,7 @@ class ManyTests(TcpTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536), hard))
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        self.allowDescriptors()
         self.startProxy()
         self.tun = self.startTun()
         self.assertStored()
@@ -269,7 +266,7 @@ class ManyTests(TcpTestCase):
     def test_pages(self) -> None:
         """Of many small pages, fetched many at a time, none is missing; then all is closed, and memory hardly grows."""
         self.addWeb()
-        pages = "--parallel", "--parallel-immediate", "--parallel-max", str(AT_ONCE), "-H", "Connection: close"
+        pages = "--parallel", "--parallel-immediate", "--parallel-max", str(AT_ONCE)
         memory = 0
         for _ in range(2):
             got = self.curl("--no-progress-meter", *pages, f"http://{TARGET}:{WEB}/[1-{PAGES}]")

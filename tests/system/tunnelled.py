@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import socket
 import tempfile
@@ -30,6 +31,8 @@ PROXY = 1080
 
 STORE, WEB, CLOSED = 7100, 8080, 7199
 """Ports of the target: of a L{Store}, of a L{Web}, and one where nobody listens."""
+
+DESCRIPTORS = 100_000
 
 ROUTES = "10.77.2.0/24", "fd77:2::/64"
 """What goes into the TUN unless a test says otherwise: the networks of the target."""
@@ -129,7 +132,7 @@ def store(connection: socket.socket, size: int, halfClose: bool = False) -> None
 
 
 class _Page(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    # HTTP/1.0: a connection for each page.
 
     def do_GET(self) -> None:
         text = f"This is {self.path}.\n".encode()
@@ -207,6 +210,12 @@ class TunnelledTestCase(SystemTestCase):
         folder = Path(tempfile.mkdtemp(prefix="tun2socks-"))
         self.addCleanup(shutil.rmtree, folder)
         self.status = folder / "status"
+
+    def allowDescriptors(self) -> None:
+        """Allow this process, and those that it starts from now on, as many descriptors as may be."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, DESCRIPTORS), hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
 
     # -- programs
 

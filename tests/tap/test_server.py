@@ -10,7 +10,7 @@ from twisted.internet.defer import maybeDeferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.tap.test_local import ROOT
-from udptunnel.config import ServerConfig
+from udptunnel.config import EgressPlace, ServerConfig
 from udptunnel.services.server import ServerService
 from udptunnel.tap import common
 from udptunnel.tap.server import Options, makeService
@@ -49,7 +49,7 @@ class OptionsTests(SynchronousTestCase):
         config = self.parse()
         self.assertEqual(config, ServerConfig())
         self.assertEqual(config.listen, ("tcp:3456:interface=127.0.0.1",))
-        self.assertEqual((config.allow, config.deny, config.egress), ((), (), "direct"))
+        self.assertEqual((config.allow, config.deny, config.egress), ((), (), EgressPlace()))
 
     def test_all(self) -> None:
         """Each option fills its field."""
@@ -63,7 +63,7 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(
             config,
             ServerConfig(
-                *(("tcp:1", "tcp:2"), "direct", ("10.0.0.0/8",), ("10.1.0.0/16",), (53,), 1, 2, 3, 4, 5, 6.0),
+                *(("tcp:1", "tcp:2"), EgressPlace(), ("10.0.0.0/8",), ("10.1.0.0/16",), (53,), 1, 2, 3, 4, 5, 6.0),
                 *("none", 7.0, 8.0, 70000, 9.0, True),
             ),
         )

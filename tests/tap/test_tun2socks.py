@@ -85,7 +85,7 @@ class ServiceTests(TestCase):
         """What only turns out here ends the process with one line as well."""
         for words, expected in (
             (["--tundev", "tun0"], "--socks-server-addr HOST:PORT is missing"),
-            (["--socks-server-addr", "127.0.0.1:1"], "give either --tundev NAME or --tun-fd N"),
+            (["--socks-server-addr", "127.0.0.1:1"], "give one of --tundev NAME, --tun-fd N and --pipe PATH"),
         ):
             options: Any = Options()
             options.parseOptions(words)

@@ -102,6 +102,21 @@ class AccessRules:
         ips = addressesIn(address.host)
         return self._allowsPort(address.port) and bool(ips) and all(self._allowsIp(ip, own) for ip in ips)
 
+    def allowsName(self, address: Address) -> bool:
+        """
+        Whether datagrams may go to a name that somebody else looks up: only
+        the port can be judged, and names of the machine itself (RFC 6761
+        section 6.3), which are judged as its loopback addresses. What a C
+        library would read as a number is refused.
+        """
+        try:
+            name = normalName(address.host)
+        except AddressError:
+            return False
+        if name == "localhost" or name.endswith(".localhost"):
+            return all(self.allows(Address(host, address.port)) for host in ("127.0.0.1", "::1"))
+        return self._allowsPort(address.port)
+
     def _allowsPort(self, port: int) -> bool:
         return 0 < port <= LARGEST_PORT and port not in self._deniedPorts
 

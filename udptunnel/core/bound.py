@@ -21,23 +21,24 @@ _PRIVATE: tuple[IPv4Network | IPv6Network, ...] = tuple(
 """RFC 1918, RFC 6598 and RFC 4193."""
 
 
-def relayOf(bound: Address, server: Address, override: Address | None = None) -> Address:
+def relayOf(bound: Address, server: Address, override: Address | None = None, option: str = "--udp-address") -> Address:
     """
     Where to send datagrams for a server, its host in digits.
 
     @param bound: what the server answered to UDP ASSOCIATE.
     @param server: where the server was reached.
     @param override: what the user says; with port 0 only the host.
+    @param option: which one says so.
     @raise SocksError: that can not be known. The text says what would help.
     """
     port = (override.port if override is not None else 0) or bound.port
     if not port:
-        raise SocksError("it names no port for datagrams (BND.PORT is 0): give --udp-address HOST:PORT")
+        raise SocksError(f"it names no port for datagrams (BND.PORT is 0): give {option} HOST:PORT")
     if override is not None:
         return Address(normalHost(override.host), port)
     host = parseHost(bound.host)
     if host is None:
-        raise SocksError(f"it names {bound} for datagrams, not an address in digits: give --udp-address HOST:0")
+        raise SocksError(f"it names {bound} for datagrams, not an address in digits: give {option} HOST:0")
     return Address(str(host) if _isMeant(host, server.host) else server.host, port)
 
 

@@ -22,7 +22,7 @@ from udptunnel.core.login import Challenge, Login
 from udptunnel.core.queue import MOST_PARCELS, Parcel, Queue
 from udptunnel.core.relay import Relay
 from udptunnel.core.vigil import Vigil
-from udptunnel.core.window import Window
+from udptunnel.core.window import MOST_BACKLOG, Window
 from udptunnel.errors import FrameError, LoginError, RefusedError
 from udptunnel.wire.burst import LARGEST_BURST, count
 from udptunnel.wire.frame import (
@@ -163,6 +163,9 @@ class Carrier(Protocol):
         @return: whether more is welcome now. If not, L{Link.resumed} is called when it is.
         """
 
+    def keep(self, most: int) -> None:
+        """Have the kernel keep no more than so many bytes that it can not send yet, or little more."""
+
     def close(self) -> None:
         """Close the connection when everything is sent."""
 
@@ -218,6 +221,7 @@ class Link:
         self._counters = counters
         self._heartbeat = Heartbeat(limits.heartbeat, now)
         self._full = False
+        self._backlog = MOST_BACKLOG
         self._pending: list[bytes] = []
         self._pong = b""
         self._received = 0
@@ -407,7 +411,15 @@ class Link:
             if self._fence is not None and moment / 1e6 >= self._fence:
                 self._fence = None
             self.window.arrived(sentAt, received, now)
+            self._limitBacklog()
             self.flush(now)
+
+    def _limitBacklog(self) -> None:
+        """Follow the window in large steps, for each is a system call."""
+        wanted = self.window.backlog
+        if wanted > 2 * self._backlog or 2 * wanted < self._backlog:
+            self._backlog = wanted
+            self.carrier.keep(wanted)
 
     firstWords: tuple[int, ...] = ()
     """The frames that the other end may begin with."""

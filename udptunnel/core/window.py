@@ -45,6 +45,10 @@ is measured, hence the window, hence the rate.
 """
 
 
+LEAST_BACKLOG, MOST_BACKLOG = 1 << 14, 1 << 20
+"""Bytes that may wait in the kernel: fewer would wake us for each datagram, more would be no queue of ours."""
+
+
 class Window:
     """Counts the bytes in flight on one link and says when they are enough."""
 
@@ -101,6 +105,17 @@ class Window:
         the path would run empty meanwhile.
         """
         return min(self.room, self.size / 8) if self.delay else inf
+
+    @property
+    def backlog(self) -> int:
+        """
+        How many bytes may wait in the kernel, not sent yet: a sixteenth of the window.
+
+        Its congestion control may let nearly nothing pass for a while: BBR does
+        so for 0.2 s every ten seconds. What waits there then holds up the sparse
+        flows; what waits in our own queue does not.
+        """
+        return int(min(max(LEAST_BACKLOG, self._whole / 16), MOST_BACKLOG)) if self.delay else MOST_BACKLOG
 
     def wrote(self, length: int) -> None:
         """C{length} bytes went to the link."""

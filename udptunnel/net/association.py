@@ -103,14 +103,17 @@ class Means:
         udpAddress: Address | None,
         makeDial: MakeDial = Dial,
         openSocket: OpenSocket | None = None,
+        udpOption: str = "--udp-address",
     ) -> None:
         """
         @param udpAddress: see C{override} of L{relayOf}.
+        @param udpOption: which option that is.
         """
         self.reactor = reactor
         self.proxy = proxy
         self.traffic = traffic
         self.udpAddress = udpAddress
+        self.udpOption = udpOption
         self.makeDial = makeDial
         self.openSocket = openSocket or connectedSocket
 
@@ -174,7 +177,7 @@ class SocksAssociation:
         self._dial = None
         self._control = _Control(means.reactor, opened, self._controlLost)
         try:
-            self.relay = relayOf(reply.address, means.proxy.address, means.udpAddress)
+            self.relay = relayOf(reply.address, means.proxy.address, means.udpAddress, means.udpOption)
         except SocksError as error:
             self._owner.notOpened(self, str(error), True)
         else:
@@ -264,6 +267,17 @@ class _RelayPort(DatagramPort):
     def failed(self, error: OSError) -> None:
         """It may be the end of the association."""
         self._association.relayFailed(error)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The reactor has no more use for the descriptor: poll() reports an error
+        that nobody has read yet in this way. Without its socket the
+        association is over.
+        """
+        opened = self._socket
+        pending = opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if opened is not None else 0
+        super().connectionLost(reason)
+        self._association.relayFailed(OSError(pending if pending in _FATAL else errno.EINVAL, "reported by poll()"))
 
 
 @implementer(IReadDescriptor)

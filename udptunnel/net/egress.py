@@ -1,18 +1,21 @@
 """
 Egress: how udp-server reaches targets.
 
-L{DirectEgress} gives each association a UDP port of its own, for IPv4 and
-IPv6 alike, which anybody may answer to: endpoint-independent mapping and
-filtering (RFC 4787), a "full cone", unless a stricter L{Filtering} is chosen.
-Whether a target may be reached is decided once for each target, not for each
-datagram.
+Each association has an external port, which anybody may answer to:
+endpoint-independent mapping and filtering (RFC 4787), a "full cone", unless a
+stricter L{Filtering} is chosen. Whether a target may be reached is decided once
+for each target, not for each datagram.
+
+What an external port stands on is up to the kind of egress: L{DirectEgress}
+has a UDP port of this machine for each, for IPv4 and IPv6 alike. See
+L{udptunnel.net.socksegress} and L{udptunnel.net.pipeegress} for the others.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -84,20 +87,41 @@ class Route:
         self.until = until
 
 
+class Base(Protocol):
+    """What an external port stands on."""
+
+    @property
+    def address(self) -> Address:
+        """What tells it from others: the address that it is bound to, if it has one."""
+
+    def send(self, to: KernelAddress, size: int, payload: Buffer) -> None:
+        """
+        Send a burst. What can not be sent is dropped and counted by its reason.
+
+        @param to: what L{Egress.routeTo} has made of the target.
+        """
+
+    def close(self) -> None:
+        """Close it, and forget its receiver."""
+
+
 class ExternalPort:
-    """The outlet of an association on the server: a UDP port that the whole world sees."""
+    """The outlet of an association on the server: a UDP port that the whole world sees, wherever it is."""
 
-    __slots__ = ("_egress", "_known", "_number", "_port", "_session", "_strangers", "_waiting")
+    __slots__ = ("_egress", "_known", "_namesSent", "_number", "_port", "_session", "_strangers", "_waiting")
 
-    def __init__(self, egress: DirectEgress, session: ServerSession, number: int, traffic: Traffic, host: str) -> None:
+    def __init__(self, egress: Egress, session: ServerSession, number: int) -> None:
+        """
+        @raise ListenError: there is nothing that it could stand on.
+        """
         self._egress = egress
         self._session = session
         self._number = number
-        self._port = DatagramPort(traffic, Address(host, 0), self)
         self._waiting: list[tuple[Address, int, bytes]] = []
         self._known: dict[str | Address, Address] = {}
+        self._namesSent = False
         self._strangers = Bucket(egress.filtering.strangers, egress.seconds())
-        self._port.startListening()
+        self._port = egress.openBase(self)
 
     @property
     def address(self) -> Address:
@@ -122,6 +146,7 @@ class ExternalPort:
             if len(self._known) >= MOST_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[key] = route.target
+            self._namesSent = self._namesSent or route.target.isName
         self._port.send(route.to, size, payload)  # type: ignore[arg-type]
 
     def _await(self, address: Address, size: int, payload: Buffer) -> None:
@@ -160,7 +185,8 @@ class ExternalPort:
     def _lets(self, burst: Burst, now: float) -> bool:
         """Whether a burst may come in; counted if not."""
         filtering = self._egress.filtering
-        if filtering.keyOf(burst.source) in self._known:
+        if self._namesSent or filtering.keyOf(burst.source) in self._known:
+            # Who stands behind a name that somebody else looks up, only he knows.
             return True
         datagrams = count(burst.size, burst.payload)
         if filtering.who != "endpoint":
@@ -183,15 +209,17 @@ class ExternalPort:
         self._egress.portClosed(self)
 
 
-class DirectEgress:
+class Egress:
     """
-    Sends to targets from this machine.
+    What all kinds of egress have in common.
 
+    @cvar descriptors: how many each external port takes.
     @ivar mostPorts: how many external ports there may be.
     @ivar filtering: who may send to them.
     """
 
     _log = Logger()
+    descriptors = 1
 
     def __init__(
         self,
@@ -216,7 +244,13 @@ class DirectEgress:
         self.mostPorts = mostPorts
         self._isOwn = isOwn
         self._routes: dict[Address, Route] = {}
-        self._host = "::" if _hasBothFamilies() else "0.0.0.0"
+
+    def start(self) -> None:
+        """
+        Be ready for associations.
+
+        @raise ListenError: that can not be done.
+        """
 
     # -- external ports
 
@@ -225,12 +259,20 @@ class DirectEgress:
         if self.ports >= self.mostPorts:
             return None
         try:
-            opened = ExternalPort(self, session, number, self._traffic, self._host)
+            opened = ExternalPort(self, session, number)
         except ListenError as error:
             self._log.debug("no external port: {error}", error=error)
             return None
         self._ports.add(opened)
         return opened
+
+    def openBase(self, port: ExternalPort) -> Base:
+        """
+        What an external port is to stand on, and get its datagrams from.
+
+        @raise ListenError: that can not be had.
+        """
+        raise NotImplementedError
 
     @property
     def ports(self) -> int:
@@ -289,11 +331,11 @@ class DirectEgress:
             return Route(None, "no descriptor", 0.0)
         if not allowed:
             return Route(None, "target refused", until)
-        host = hosts[0]
-        if ":" in host and self._host != "::":
-            return Route(None, "no IPv6 here", until)
-        mapped = MAPPED + host if ":" not in host and self._host == "::" else host
-        return Route((mapped, port), "", until, Address(host, port))
+        return self.routeTo(Address(hosts[0], port), until)
+
+    def routeTo(self, target: Address, until: float) -> Route:
+        """The way to a numeric target that may be reached."""
+        return Route(target, "", until, target)
 
     def allows(self, target: Address) -> bool:
         """
@@ -323,6 +365,56 @@ class DirectEgress:
         self._routes.clear()
         for port in list(self._ports):
             port.rulesChanged()
+
+    # -- the rest
+
+    def report(self) -> dict[str, object]:
+        """The figures for a status report."""
+        return {}
+
+    def stop(self) -> None:
+        """Close everything; all external ports are closed by now."""
+
+
+class DirectEgress(Egress):
+    """Sends to targets from this machine."""
+
+    def __init__(
+        self,
+        traffic: Traffic,
+        clock: IReactorTime,
+        rules: AccessRules,
+        names: Names,
+        mostPorts: int,
+        isOwn: Callable[[str], bool] = isOwn,
+        filtering: Filtering = Filtering(),  # noqa: B008
+    ) -> None:
+        """
+        The same as L{Egress}, which see.
+        """
+        super().__init__(traffic, clock, rules, names, mostPorts, isOwn, filtering)
+        self._host = "::" if _hasBothFamilies() else "0.0.0.0"
+
+    def __str__(self) -> str:
+        return "direct"
+
+    def openBase(self, port: ExternalPort) -> DatagramPort:
+        """
+        A UDP port.
+
+        @raise ListenError: no descriptor is left.
+        """
+        opened = DatagramPort(self._traffic, Address(self._host, 0), port)
+        opened.startListening()
+        return opened
+
+    def routeTo(self, target: Address, until: float) -> Route:
+        """The way to a target, as a socket for both families wants it."""
+        isSix = ":" in target.host
+        if isSix and self._host != "::":
+            return Route(None, "no IPv6 here", until)
+        mapped = MAPPED + target.host if not isSix and self._host == "::" else target.host
+        return Route((mapped, target.port), "", until, target)
 
 
 def _hasBothFamilies() -> bool:

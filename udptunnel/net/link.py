@@ -27,6 +27,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from udptunnel.core.link import Carrier, Link
+from udptunnel.core.window import MOST_BACKLOG
 from udptunnel.errors import FrameError, LoginError
 from udptunnel.wire.address import Address
 from udptunnel.wire.frame import Buffer, decode
@@ -38,9 +39,6 @@ LEAST_READ_BYTES = 65536
 
 FRAMES_PER_READ = 2048
 """Frames that one read should bring at most, so that tiny ones do not keep everybody else waiting."""
-
-_NOTSENT_LOWAT_BYTES = 1 << 20
-"""Unsent bytes in the kernel above which it takes no more: the queue is to be ours."""
 
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 _TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
@@ -86,6 +84,12 @@ class StreamCarrier:
     def write(self, buffers: Sequence[Buffer]) -> bool:
         """Send some buffers; L{Carrier.write<udptunnel.core.link.Carrier.write>}."""
         raise NotImplementedError
+
+    def keep(self, most: int) -> None:
+        """Have the kernel keep no more than so many bytes that it can not send yet; where there is TCP."""
+        opened = getattr(_streamBelow(self._transport), "socket", None)
+        if opened is not None:
+            _set(opened, _TCP_NOTSENT_LOWAT, most)
 
     def close(self) -> None:
         """Close the connection when everything is sent."""
@@ -185,10 +189,8 @@ class TransportCarrier(StreamCarrier):
     def __init__(self, transport: ITransport, feed: Feed, resumed: Callable[[], None]) -> None:
         super().__init__(transport, feed, resumed)
         self._paused = False
-        stream: Any = transport
-        while isinstance(stream, ProtocolWrapper):
-            stream = stream.transport
-        if isinstance(stream, Connection):
+        stream = _streamBelow(transport)
+        if stream is not None:
             _tune(stream.socket)
         self._transport.registerProducer(self, True)
 
@@ -216,17 +218,29 @@ def _after(sent: int, buffers: Sequence[Buffer]) -> bytes:
     return b""
 
 
+def _streamBelow(transport: Any) -> Connection | None:
+    """The TCP connection below TLS and the like, or C{None} if there is something else."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    return transport if isinstance(transport, Connection) else None
+
+
 def _tune(opened: socket.socket) -> None:
     """Set what the system knows of: small segments at once, a short queue in the kernel, an early end."""
     for option, value in (
         (socket.TCP_NODELAY, 1),
-        (_TCP_NOTSENT_LOWAT, _NOTSENT_LOWAT_BYTES),
+        (_TCP_NOTSENT_LOWAT, MOST_BACKLOG),
         (_TCP_USER_TIMEOUT, USER_TIMEOUT_MILLISECONDS),
     ):
-        try:
-            opened.setsockopt(socket.IPPROTO_TCP, option, value)
-        except OSError:
-            continue
+        _set(opened, option, value)
+
+
+def _set(opened: socket.socket, option: int, value: int) -> None:
+    try:
+        opened.setsockopt(socket.IPPROTO_TCP, option, value)
+    except OSError:
+        # Not every system knows it, a Unix socket does not, and the connection may be gone.
+        pass
 
 
 class _GoneCarrier:
@@ -235,6 +249,9 @@ class _GoneCarrier:
     def write(self, buffers: Sequence[Buffer]) -> bool:
         """Nothing can be sent."""
         return False
+
+    def keep(self, most: int) -> None:
+        """Nothing is kept."""
 
     def close(self) -> None:
         """It is closed."""

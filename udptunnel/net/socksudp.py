@@ -68,6 +68,8 @@ class SocksUdp:
         most: int,
         idleSeconds: float,
         udpAddress: Address | None = None,
+        option: str = "--udp-socks-server-addr",
+        udpOption: str = "--udp-address",
         makeDial: MakeDial = Dial,
         openSocket: OpenSocket | None = None,
     ) -> None:
@@ -78,14 +80,17 @@ class SocksUdp:
         @param idleSeconds: how long an association may be unused.
         @param udpAddress: where datagrams go, whatever the server says; its
             host is numeric, and port 0 stands for the server's.
+        @param option: which one the server was given with, for the log.
+        @param udpOption: likewise for C{udpAddress}.
         @param makeDial: what stands between us and the server, for tests.
         @param openSocket: likewise.
         """
-        self._means = Means(reactor, proxy, traffic, udpAddress, makeDial, openSocket)
+        self._means = Means(reactor, proxy, traffic, udpAddress, makeDial, openSocket, udpOption)
         self._writer = writer
         self._counters = counters
         self._clock = clock
         self._idle = idleSeconds
+        self._option = option
         self._associations: Recent[Address, SocksAssociation] = Recent(most)
         self._headers = Headers(counters)
         self._waiting = Waiting(counters)
@@ -218,7 +223,7 @@ class SocksUdp:
         else:
             self._failed(
                 f"it agrees to carry UDP, but nothing takes datagrams at {association.relay}; is UDP switched on there"
-                " (ss-local: -u), or is it elsewhere (--udp-address)?",
+                f" (ss-local: -u), or is it elsewhere ({self._means.udpOption})?",
                 True,
             )
 
@@ -230,10 +235,10 @@ class SocksUdp:
         self._doubtful = True
         if why != self._said or now - self._saidAt >= REPEAT_SECONDS:
             self._said, self._saidAt, self._complained = why, now, True
-            text = "the SOCKS5 server {server} (--udp-socks-server-addr) carries no UDP for us: {why}"
+            text = "the SOCKS5 server {server} ({option}) carries no UDP for us: {why}"
             if not refused:
-                text = "UDP waits for the SOCKS5 server {server} (--udp-socks-server-addr): {why}"
-            self._log.warn(text, server=self.proxy.address, why=why)
+                text = "UDP waits for the SOCKS5 server {server} ({option}): {why}"
+            self._log.warn(text, server=self.proxy.address, option=self._option, why=why)
 
     def _refuse(self, burst: AimedBurst, now: float) -> None:
         """Tell a client that there is no way, though not more often than makes sense."""
@@ -250,10 +255,22 @@ class SocksUdp:
                 self.notOpened(each, f"it does not agree to carry UDP within {PATIENCE_SECONDS:g} s", False)
         for each in self._associations.idle(now):
             self._close(each)
-        for each in [each for each in self._associations if each.over]:
+        for each in [each for each in self._associations if each.over or self._isDoubtful(each, now)]:
             self._close(each)
         self._waiting.expire(now)
         self._dialNext(now)
+
+    def _isDoubtful(self, association: SocksAssociation, now: float) -> bool:
+        """Whether the server could not be asked, and nothing has come: it may be back by now, and can be asked."""
+        silent = association.unasked and not association.heard
+        return silent and now - association.since >= UNREACHABLE_SECONDS
+
+    def forget(self, source: Address) -> None:
+        """A source is no more: close its association, if it has one."""
+        association = self._associations.get(source)
+        if association is not None:
+            self._close(association)
+            self._dialNext(self._clock())
 
     def _close(self, association: SocksAssociation) -> None:
         self._line.pop(association, None)

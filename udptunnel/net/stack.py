@@ -155,11 +155,16 @@ class Stack(Protocol):
         @raise ListenError: that can not be done here.
         """
 
+    def prove(self) -> str:
+        """See whether connections get through. What is wrong and what to do; empty if all is well."""
+
     def packetsReceived(self, packets: Sequence[memoryview], now: float) -> list[memoryview]:
         """Take what is TCP. The others are returned."""
 
     def tick(self, now: float) -> None:
         """To be called once a second."""
+
+    def __len__(self) -> int: ...
 
     def stop(self) -> None:
         """Close all that is ours; connections that are open are their receiver's."""
@@ -371,9 +376,6 @@ class KernelStack:
         self.doors.clear()
 
 
-AnyStack = TypeVar("AnyStack", bound=KernelStack)
-
-
 class Place(NamedTuple):
     """The two addresses that one family needs at a TUN."""
 
@@ -507,6 +509,9 @@ class TunStack(KernelStack):
 
     def _provenBy(self, peer: Address) -> Session | None:
         return next((each for each in self._proving.values() if each is not None and each.port == peer.port), None)
+
+
+AnyStack = TypeVar("AnyStack", bound=Stack)
 
 
 def firstThatWorks(stacks: Iterable[AnyStack], use: Callable[[AnyStack], None]) -> AnyStack:

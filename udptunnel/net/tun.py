@@ -490,7 +490,7 @@ class TunPort:
             self._counters.drop("write closed")
             return
         try:
-            written = self._system.write(self._descriptor, packet if self.headed else _bare(packet))
+            written = self._system.write(self._descriptor, packet if self.headed else bare(packet))
         except OSError as error:
             self._writeFailed(error, packet[0])
             return
@@ -557,7 +557,7 @@ def _checkKind(flags: int) -> None:
         raise OSError(errno.EINVAL, "it was not opened with IFF_TUN and IFF_NO_PI")
 
 
-def _bare(packet: Sequence[Buffer]) -> Sequence[Buffer]:
+def bare(packet: Sequence[Buffer]) -> Sequence[Buffer]:
     """
     A packet without its virtio header.
 

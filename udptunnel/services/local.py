@@ -30,6 +30,7 @@ from udptunnel.errors import ConfigError, LoginError, RefusedError
 from udptunnel.net import tls
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.entry import Entry, ForwardEntry, SocksRelay
+from udptunnel.net.guard import Guard
 from udptunnel.net.inherited import inheritedDatagramSocket
 from udptunnel.net.link import LinkProtocol
 from udptunnel.net.logs import lines
@@ -38,8 +39,10 @@ from udptunnel.net.reach import isLoopback
 from udptunnel.net.socks5 import SocksServerProtocol
 from udptunnel.net.socks5client import SocksClientEndpoint
 from udptunnel.services.authority import readSecrets, warnOfEnd
+from udptunnel.services.carrier import stopAll
 from udptunnel.services.links import allGone, every, linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening, requireAuthentication
+from udptunnel.services.plugin import LocalPlugin, requirePlugin
 from udptunnel.services.reconnecting import ReconnectingService
 from udptunnel.services.servers import Server, Servers
 from udptunnel.services.status import StatusService
@@ -140,12 +143,14 @@ class LocalService(MultiService):
     @ivar counters: its figures.
     @ivar entries: the forwards.
     @ivar door: the SOCKS5 server, if there is one.
+    @ivar plugins: the plugin on the way to each server, if there is one.
     """
 
     _log = Logger()
 
-    def __init__(self, config: LocalConfig, reactor: Any) -> None:
+    def __init__(self, config: LocalConfig, reactor: Any, guard: Guard | None = None) -> None:
         """
+        @param guard: sees to it that plugins do not outlive us; one of our own if it is not given.
         @raise ConfigError: an endpoint can not be understood, or a file can not be read.
         """
         super().__init__()
@@ -178,6 +183,8 @@ class LocalService(MultiService):
         self._login = _readLogin(config)
         self._identity, self._trust = _readTls(config)
         warnOfEnd(self._identity, self._log)
+        self._guard, self._ownsGuard = guard or Guard(), guard is None
+        self.plugins = self._makePlugins() if requirePlugin(config) else {}
         self.servers: Servers[_LocalLinkProtocol] = Servers(
             reactor,
             [
@@ -192,6 +199,15 @@ class LocalService(MultiService):
             self._addStatus(config.status)
 
     # -- parts
+
+    def _makePlugins(self) -> dict[str, LocalPlugin]:
+        config, guard = self.config, self._guard
+        if config.via is not None:
+            raise ConfigError(f"--plugin {config.plugin} and --via {config.via}: the plugin connects by itself")
+        try:
+            return {text: LocalPlugin(self._reactor, config, _tcpTarget(text), guard) for text in config.server}
+        except ValueError as error:
+            raise ConfigError(f"--server {', '.join(config.server)}: {error}") from error
 
     def _addLinks(self, links: int) -> None:
         for _ in range(links):
@@ -227,6 +243,8 @@ class LocalService(MultiService):
         return sealed
 
     def _plainWayTo(self, server: str) -> IStreamClientEndpoint:
+        if server in self.plugins:
+            return self.plugins[server]
         try:
             if self.config.via is None:
                 way: IStreamClientEndpoint = clientFromString(self._reactor, server)
@@ -364,6 +382,8 @@ class LocalService(MultiService):
             self._openEntry(rule, entry)
         if self.door is not None:
             self.door.start(self.authenticate is not None or self.config.insecureNoAuth)
+        for plugin in self.plugins.values():
+            plugin.carrier.startService()
         self.traffic.tick(self.clock())
         self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(
@@ -433,6 +453,9 @@ class LocalService(MultiService):
         await allGone(lambda: self._links, FAREWELL_SECONDS, self._reactor)
         for link in list(self._links):
             link.carrier.abort()
+        await stopAll(plugin.carrier for plugin in self.plugins.values())
+        if self._ownsGuard:
+            self._guard.close()
 
     def illness(self) -> str:
         """Why no datagram gets through; empty if everything is well."""
@@ -506,5 +529,5 @@ def _tcpTarget(server: str) -> Address:
     host, _, port = rest.rpartition(":")
     host, port = host.removeprefix("host="), port.removeprefix("port=")
     if kind != "tcp" or not port.isdigit():
-        raise ValueError("with --via it must be tcp:HOST:PORT")
+        raise ValueError("with --via or --plugin it must be tcp:HOST:PORT")
     return Address(host.replace("\\:", ":").strip("[]"), int(port))

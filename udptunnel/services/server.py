@@ -31,20 +31,29 @@ from udptunnel.core.login import Challenge
 from udptunnel.core.penalties import Penalties
 from udptunnel.core.session import ServerSession
 from udptunnel.errors import AccessRuleError, ConfigError, LoginError, RefusedError
+from udptunnel.net import packetpipe
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.descriptors import descriptorLimit
-from udptunnel.net.egress import DirectEgress, Filtering
+from udptunnel.net.dial import Proxy
+from udptunnel.net.egress import DirectEgress, Egress, Filtering
+from udptunnel.net.guard import Guard
 from udptunnel.net.link import LinkProtocol
 from udptunnel.net.logs import lines
 from udptunnel.net.memory import physicalBytes, residentBytes
 from udptunnel.net.names import Names, Resolver, SystemResolver
 from udptunnel.net.offload import parseNames, probe
+from udptunnel.net.pipeegress import PipeEgress
 from udptunnel.net.reach import isLoopback, siteOf
+from udptunnel.net.socksegress import PASS, SocksEgress
 from udptunnel.net.tls import whyLost
 from udptunnel.services.authority import Authority, Visitor
+from udptunnel.services.carrier import stopAll
 from udptunnel.services.links import allGone, every, linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening
+from udptunnel.services.plugin import BEHIND, ServerPlugin, requirePlugin
+from udptunnel.services.proxies import passwordIn, resolved
 from udptunnel.services.status import StatusService
+from udptunnel.wire.address import Address
 from udptunnel.wire.greeting import SESSION_BYTES, Greeting
 
 RESERVE = 512
@@ -127,6 +136,7 @@ class ServerService(MultiService):
     @ivar sessions: by name, parked ones included.
     @ivar connections: all of them, logged in or not.
     @ivar listeners: where they come in.
+    @ivar plugins: what they come through before that, if there is something; one for each listener.
     @ivar authority: who may.
     @ivar counters: its figures.
     @ivar logins: how many were accepted and refused.
@@ -136,13 +146,24 @@ class ServerService(MultiService):
 
     _log = Logger()
 
-    def __init__(self, config: ServerConfig, reactor: Any, resolver: Resolver | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        reactor: Any,
+        resolver: Resolver | None = None,
+        pipe: packetpipe.MakePipe | None = None,
+        guard: Guard | None = None,
+    ) -> None:
         """
         @param resolver: what names are resolved with, if not the system's way.
+        @param pipe: makes what datagrams leave by as packets, whatever C{--egress}
+            says: an end of a L{joint<udptunnel.net.packetpipe.joint>}, for one.
+        @param guard: sees to it that plugins do not outlive us; one of our own if it is not given.
         @raise ConfigError: an endpoint, an access rule or a file can not be understood.
         """
         super().__init__()
         self.setName("udp-server")
+        self._reactor = reactor
         self.config = config
         self.clock = reactor.seconds
         self.counters = Counters()
@@ -165,16 +186,29 @@ class ServerService(MultiService):
         self._resolver = resolver or SystemResolver(reactor)
         names = Names(reactor, self._resolver, config.lookups, config.lookupTimeout)
         self._descriptors = max(1, descriptorLimit() - _reserve())
-        filtering = Filtering(config.filtering, config.strangerRate)
-        self.egress = DirectEgress(
-            self.traffic, reactor, _rules(config), names, config.maxPorts or self._descriptors, filtering=filtering
-        )
+        self.egress = self._makeEgress(names, pipe)
         factory = quietFactory(lambda: _ServerLinkProtocol(self))
-        self.listeners = [Listening(reactor, "listen", text, factory, self.authority.tls) for text in config.listen]
-        self._reactor = reactor
+        self._guard, self._ownsGuard = guard or Guard(), guard is None
+        plugged = config.listen if requirePlugin(config) else ()
+        self.plugins = [ServerPlugin(reactor, config, text, self._guard) for text in plugged]
+        texts = [BEHIND for _ in self.plugins] or config.listen
+        self.listeners = [Listening(reactor, "listen", text, factory, self.authority.tls) for text in texts]
         self._ticking: LoopingCall | None = None
         if config.status is not None:
             self._addStatus(config.status)
+
+    def _makeEgress(self, names: Names, pipe: packetpipe.MakePipe | None) -> Egress:
+        config = self.config
+        socks, place = config.egress.socks, config.egress.pipe
+        kind: type[Egress] = DirectEgress
+        more: dict[str, Any] = {}
+        if pipe is not None or place is not None:
+            kind, more = PipeEgress, {"makePipe": pipe or packetpipe.listener(*place or ())}
+        elif socks is not None:
+            kind, more = SocksEgress, _socksOptions(config, socks)
+        most = config.maxPorts or self._descriptors // max(1, kind.descriptors)
+        filtering = Filtering(config.filtering, config.strangerRate)
+        return kind(self.traffic, self._reactor, _rules(config), names, most, filtering=filtering, **more)
 
     def _addStatus(self, endpoint: str) -> None:
         allowed = self.config.insecureNoAuth
@@ -288,7 +322,7 @@ class ServerService(MultiService):
 
     def _openOutlet(self, session: ServerSession, number: int) -> Outlet | None:
         """An external port, if the user may have one more."""
-        if self._crammed or len(self.connections) + self.egress.ports >= self._descriptors:
+        if self._crammed or len(self.connections) + self.egress.ports * self.egress.descriptors >= self._descriptors:
             return None
         if session.user and self._associationsOf(session.user) >= self.config.maxUserAssociations:
             return None
@@ -349,12 +383,16 @@ class ServerService(MultiService):
 
         @raise ListenError: one is taken, or may not be opened without authentication.
         """
+        self.egress.start()
         for listener in self.listeners:
             listener.start(self.authority.mayListenAnywhere, self.authority.advice)
+        for plugin, listener in zip(self.plugins, self.listeners, strict=False):
+            plugin.start(listener.address, self.authority.mayListenAnywhere, self.authority.advice)
         self.traffic.tick(self.clock())
         self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(
-            "udp-server: links at {listen}, at most {ports} external ports, offload {offload}",
+            "udp-server: links at {listen}, egress {egress}, at most {ports} external ports, offload {offload}",
+            egress=self.egress,
             listen=", ".join(self.config.listen),
             ports=self.egress.mostPorts,
             offload=self.traffic.offload,
@@ -368,7 +406,11 @@ class ServerService(MultiService):
         @raise ConfigError: something can not be understood; all stays as it was.
         """
         rules = _rules(config)
+        socks = config.egress.socks
+        options = _socksOptions(config, socks) if socks is not None else {}
         self.authority.reload(config)
+        if options and isinstance(self.egress, SocksEgress):
+            self.egress.use(options["proxy"], options["namesTo"])
         self.egress.rulesChanged(rules)
         for connection in list(self.connections):
             if connection.link is not None and connection.link.up and not self._mayStay(connection):
@@ -392,9 +434,13 @@ class ServerService(MultiService):
         for session in list(self.sessions.values()):
             session.end()
         self.sessions.clear()
+        self.egress.stop()
         if isinstance(self._resolver, SystemResolver):
             self._resolver.stop()
         await super().stopService()
+        await stopAll(plugin.carrier for plugin in self.plugins)
+        if self._ownsGuard:
+            self._guard.close()
 
     async def _sayFarewell(self) -> None:
         """Close the links, and wait until the other ends have heard of it."""
@@ -424,6 +470,8 @@ class ServerService(MultiService):
             "halfOpen": len(self._halfOpen),
             "associations": sum(len(session.associations) for session in sessions),
             "externalPorts": self.egress.ports,
+            "egress": str(self.egress),
+            **self.egress.report(),
             "logins": dict(self.logins),
             "resumed": self.resumed,
             "offload": str(self.traffic.offload),
@@ -458,6 +506,28 @@ def _mostHalfOpen(config: ServerConfig) -> int:
 def _mostMemory(config: ServerConfig) -> int:
     """In bytes; 0 if nobody knows how much there is."""
     return config.maxMemory << 20 or physicalBytes() * 3 // 4
+
+
+def _socksOptions(config: ServerConfig, server: Address) -> dict[str, Any]:
+    """What L{SocksEgress} needs to know besides."""
+    namesTo = config.egressNames or PASS
+    if config.egressNames is None and config.deny:
+        raise ConfigError(
+            "--deny with --egress socks5: the SOCKS5 server looks names up, so that no rule can judge what they stand "
+            "for; say --egress-names resolve, refuse, or pass if that is all right"
+        )
+    if namesTo == PASS and config.filtering != "endpoint":
+        raise ConfigError(
+            f"--filtering {config.filtering} with --egress socks5: nobody here knows who answers for a name; "
+            "say --egress-names resolve or refuse, too"
+        )
+    given = config.egressUdpAddress
+    password = passwordIn("--egress-password-file", config.egressPasswordFile)
+    return {
+        "proxy": Proxy(resolved("--egress", server), config.egressUser or "", password),
+        "udpAddress": resolved("--egress-udp-address", given) if given is not None else None,
+        "namesTo": namesTo,
+    }
 
 
 def _rules(config: ServerConfig) -> AccessRules:

@@ -3,12 +3,12 @@ tun2socks: sends the TCP that comes out of a TUN to one SOCKS5 server, and the U
 
 L{Tun2socksService} wires the parts together: a TUN port, a gateway that sorts
 its packets, a stack that makes connections of TCP, and what carries
-connections and datagrams on.
+connections and datagrams on. Instead of the TUN there may be a pipe to
+udp-server, which sends its datagrams as packets.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
@@ -30,14 +30,17 @@ from udptunnel.net.dns import Before, FakeDns, Receiver, RedirectedDns
 from udptunnel.net.gateway import Gateway, UdpWriter
 from udptunnel.net.logs import lines
 from udptunnel.net.netns import NetnsStack
+from udptunnel.net.nostack import NoStack
 from udptunnel.net.offload import parseNames, probe
+from udptunnel.net.packetpipe import LARGEST_MESSAGE, MakePipe, Pipe, connector
 from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
-from udptunnel.net.stack import KernelStack, Place, TcpReceiver, TunStack, firstThatWorks
+from udptunnel.net.stack import Place, Stack, TcpReceiver, TunStack, firstThatWorks
 from udptunnel.net.tun import NAMES, Interface, LinuxSystem, System, TunOffload, TunPort
 from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.links import every
 from udptunnel.services.local import LocalService
+from udptunnel.services.proxies import passwordIn, resolved
 from udptunnel.services.status import StatusService
 from udptunnel.wire.address import Address
 
@@ -75,14 +78,15 @@ class Tun2socksService(MultiService):
 
     @ivar gateway: sorts packets, and puts datagrams into the TUN.
     @ivar tcp: carries connections on.
-    @ivar port: the TUN.
+    @ivar port: the TUN, or the pipe.
     @ivar stack: what makes connections of packets, once started.
     @ivar counters: its figures.
     @ivar whenFailed: called with the reason when the role can not go on.
     """
 
     _log = Logger()
-    stack: KernelStack
+    stack: Stack
+    port: TunPort | Pipe
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Tun2socksService(MultiService):
         udp: UdpMaker | None = None,
         routes: Routes | None = None,
         tcp: TcpCarrier | None = None,
+        pipe: MakePipe | None = None,
     ) -> None:
         """
         @param system: the operating system; Linux unless a test says otherwise.
@@ -99,11 +104,15 @@ class Tun2socksService(MultiService):
         @param tcp: carries connections on instead of a SOCKS5 server.
         @param udp: carries datagrams on instead of a SOCKS5 server: our own
             end of the tunnel in the same process, for one.
+        @param pipe: makes what packets come from, and go to, instead of a TUN:
+            an end of a L{joint<udptunnel.net.packetpipe.joint>} with
+            udp-server in the same process, for one.
         @raise ConfigError: options contradict each other, or a file can not be read.
         """
         super().__init__()
         self.setName("tun2socks")
-        _check(config)
+        self._makePipe = pipe or (connector(*config.pipe) if config.pipe is not None else None)
+        _check(config, pipe is not None)
         self._given = config
         self.config = config = withAddresses(config)
         self.clock: Callable[[], float] = reactor.seconds
@@ -111,10 +120,11 @@ class Tun2socksService(MultiService):
         self.whenFailed: Callable[[str], None] = self._nobodyListens
         self._reactor = reactor
         self._system = system or LinuxSystem()
-        self._tunOffload = TunOffload(parseTunNames(config.tunOffload))
+        self._tunOffload = TunOffload(parseTunNames("none" if self._makePipe else config.tunOffload))
         self.routes = routes or Routes(captureOf(config))
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
-        self.gateway = Gateway(self.counters, self.clock, self._lost, config.mtu, config.icmp)
+        longest = LARGEST_MESSAGE if self._makePipe else config.mtu
+        self.gateway = Gateway(self.counters, self.clock, self._lost, longest, config.icmp)
         self._tcpProxy, self._udpProxy = proxiesOf(config)
         self._socksUdp: SocksUdp | None = None
         self._names = self._makeNames()
@@ -206,35 +216,48 @@ class Tun2socksService(MultiService):
             raise
         self._ticking = every(TICK_SECONDS, self._tick, self._reactor, self._log)
         self._log.info(
-            "tun2socks: TUN {name} with {offload}, TCP by stack {stack} to {server}, UDP to {udp}",
-            name=self.port.name,
-            offload=self._tunOffload,
+            "tun2socks: {port}, TCP by stack {stack} to {server}, UDP to {udp}",
+            port=self._portText,
             stack=self.stack.name,
             server=self._tcpProxy.address,
             udp=self._udpProxy.address,
         )
 
+    @property
+    def _portText(self) -> str:
+        """What packets come from."""
+        return f"pipe {self.port.name}" if self._makePipe else f"TUN {self.port.name} with {self._tunOffload}"
+
     def _open(self) -> None:
         try:
-            self._openAll()
+            if self._makePipe is not None:
+                self._openPipe(self._makePipe)
+            else:
+                self._openTun()
         except (ListenError, RouteError, OSError) as error:
             self._close()
             raise ListenError(str(error)) from error
 
-    def _openAll(self) -> None:
+    def _openPipe(self, make: MakePipe) -> None:
+        self.port = self.gateway.outer = make(self._reactor, self.gateway, self.counters)
+        self._opened.append(self.port.close)
+        firstThatWorks(self._stacks(()), self._use)
+        self.port.open()
+
+    def _openTun(self) -> None:
         places, missing = self._findPlaces(self.config.tundev or "")
         interface = Interface(self.config.tundev or "", tuple(missing), self.config.mtu)
-        self.port = TunPort(self._reactor, interface, self.gateway, self._tunOffload, self.counters, self._system)
-        self.gateway.outer = self.port
-        self._opened.append(self.port.close)
+        port = TunPort(self._reactor, interface, self.gateway, self._tunOffload, self.counters, self._system)
+        self.port = self.gateway.outer = port
+        self._opened.append(port.close)
         if self.config.tunFd is not None:
-            self.port.adopt(self.config.tunFd)
+            port.adopt(self.config.tunFd)
             if self.config.stack == "tun":
-                places, _ = self._findPlaces(self.port.name)
+                places, _ = self._findPlaces(port.name)
         else:
-            self.port.open()
+            port.open()
         firstThatWorks(self._stacks(places), self._use)
-        self.routes.start(self.port.name)
+        self.routes.start(port.name)
         for option, address in _serversIn(self.config):
             self.routes.refuseLoops(option, [address.host])
 
@@ -249,22 +272,27 @@ class Tun2socksService(MultiService):
                 missing.append(str(own))
         return places, missing
 
-    def _use(self, stack: KernelStack) -> None:
+    def _use(self, stack: Stack) -> None:
         self.gateway.stack = self.stack = stack
         self._opened.append(stack.stop)
 
-    def _stacks(self, places: Sequence[Place]) -> Iterator[KernelStack]:
-        wanted = self.config.stack
+    def _stacks(self, places: Sequence[Place]) -> Iterator[Stack]:
+        wanted, port = self.config.stack, self.port
         most = self.config.maxConnections
-        if wanted in ("auto", "tun") and (wanted == "tun" or self.config.tunFd is None):
-            yield TunStack(self._reactor, self.port, places, self.tcp, self.counters, most)
+        mayTun = wanted == "tun" or (wanted == "auto" and self.config.tunFd is None)
+        if mayTun and isinstance(port, TunPort):
+            yield TunStack(self._reactor, port, places, self.tcp, self.counters, most)
         if wanted in ("auto", "netns"):
-            yield NetnsStack(self._reactor, self.port, self._tunOffload, self.tcp, self.counters, self.config.mtu, most)
+            yield NetnsStack(self._reactor, port, self._tunOffload, self.tcp, self.counters, self.config.mtu, most)
+        # udp-server sends no TCP down its pipe, and needs none of what a namespace takes.
+        if wanted == "none" or (wanted == "auto" and self._makePipe is not None):
+            yield NoStack(port, self.counters)
 
     # -- time
 
     def _tick(self) -> None:
         now = self.clock()
+        self.traffic.tick(now)
         self.port.check()
         self.gateway.tick(now)
         self.tcp.tick(now)
@@ -326,7 +354,9 @@ class Tun2socksService(MultiService):
             self._socksUdp.proxy = self._udpProxy
 
     def illness(self) -> str:
-        """Why nothing gets through; empty if everything is well."""
+        """Why nothing gets through; empty if everything is well, or nobody is at the other end of the pipe yet."""
+        if self._makePipe is not None:
+            return ""
         return "" if self.port.fileno() >= 0 else f"TUN {self.port.name} is gone"
 
     def report(self) -> dict[str, Any]:
@@ -334,7 +364,7 @@ class Tun2socksService(MultiService):
         return {
             "role": "tun2socks",
             "up": not self.illness(),
-            "tun": self.port.name,
+            **({"pipe": self.port.report()} if isinstance(self.port, Pipe) else {"tun": self.port.name}),
             "tunOffload": str(self._tunOffload),
             "offload": str(self.traffic.offload),
             "stack": self.stack.name,
@@ -355,12 +385,28 @@ def throughSession(local: LocalService) -> UdpMaker:
 # -- the configuration
 
 
-def _check(config: Tun2socksConfig) -> None:
-    given = [name for name, value in (("--tundev", config.tundev), ("--tun-fd", config.tunFd)) if value is not None]
-    if len(given) != 1:
-        raise ConfigError(f"{' and '.join(given) or 'no TUN'}: give either --tundev NAME or --tun-fd N")
+def _check(config: Tun2socksConfig, joined: bool) -> None:
+    """
+    See that options go together.
+
+    @param joined: whether packets come from somewhere that no option names.
+    @raise ConfigError: they do not.
+    """
+    places = {"--tundev": config.tundev, "--tun-fd": config.tunFd, "--pipe": config.pipe}
+    given = [name for name, value in places.items() if value is not None]
+    if len(given) != (not joined):
+        raise ConfigError(f"{' and '.join(given) or 'no TUN'}: give one of --tundev NAME, --tun-fd N and --pipe PATH")
+    if joined or config.pipe is not None:
+        _checkPipe(config)
     if config.socksServerAddr is None:
         raise ConfigError("--socks-server-addr HOST:PORT is missing: TCP has nowhere to go")
+
+
+def _checkPipe(config: Tun2socksConfig) -> None:
+    if config.stack == "tun":
+        raise ConfigError("--stack tun: there is no TUN with --pipe; netns speaks TCP, none leaves it")
+    if config.route or config.autoRoute:
+        raise ConfigError("--route, --auto-route: they lead into a TUN, and there is none with --pipe")
 
 
 def parseTunNames(text: str) -> tuple[str, ...]:
@@ -397,7 +443,7 @@ def withAddresses(
         if given is None:
             continue
         same = known is not None and given == getattr(before, field)
-        found[field] = getattr(known, field) if same else _resolved(option, given)
+        found[field] = getattr(known, field) if same else resolved(option, given)
     return replace(config, **found)
 
 
@@ -417,33 +463,13 @@ def proxiesOf(config: Tun2socksConfig) -> tuple[Proxy, Proxy]:
     @raise ConfigError: a file can not be read.
     """
     assert config.socksServerAddr is not None
-    password = _passwordIn("--password-file", config.passwordFile) or config.password or ""
+    password = passwordIn("--password-file", config.passwordFile) or config.password or ""
     mark = captureOf(config).socketMark
     tcp = Proxy(config.socksServerAddr, config.username or "", password, mark)
     if config.udpSocksServerAddr is None:
         return tcp, tcp
-    password = _passwordIn("--udp-password-file", config.udpPasswordFile)
+    password = passwordIn("--udp-password-file", config.udpPasswordFile)
     return tcp, Proxy(config.udpSocksServerAddr, config.udpUsername or "", password, mark)
-
-
-def _passwordIn(option: str, name: str | None) -> str:
-    if name is None:
-        return ""
-    try:
-        with open(name, encoding="utf-8") as file:
-            return file.read().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{option} {name}: {getattr(error, 'strerror', error)}") from error
-
-
-def _resolved(option: str, address: Address) -> Address:
-    if not address.isName:
-        return address
-    try:
-        found = socket.getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"{option} {address}: {error.strerror}") from error
-    return Address(str(found[0][4][0]), address.port)
 
 
 def captureOf(config: Tun2socksConfig) -> Capture:

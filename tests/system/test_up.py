@@ -1,0 +1,221 @@
+"""C{udptunnel up} and C{down} with shadowsocks and simple-obfs, and plugins without shadowsocks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.system.clients import Echo, exchange, open_
+from tests.system.namespaces import Namespace, Network, run
+from tests.system.programs import ECHO, FORWARD, LINK, REPOSITORY, SystemTestCase, until
+from tests.system.test_carriers import CarrierTestCase
+from tests.system.test_restart import LOOPBACK, Pulse
+from tests.system.tunnelled import wiring
+from tests.test_docs import blocks, read
+
+UDPTUNNEL = [sys.executable, "-c", "from udptunnel.console import main; main()"]
+
+FAR = "203.0.113.5"
+"""The far machine in the examples of docs/howto/up.md."""
+
+AGAIN_SECONDS = 5.0
+SETTLED_SECONDS = 30.0
+CARRIER = 8389
+
+EXIT, CLIENT, PLUGIN_EXIT, PLUGIN_CLIENT = blocks(read("docs/howto/up.md"), "toml")
+
+
+class UpTestCase(SystemTestCase):
+    """With the files of docs/howto/up.md, as they are but for the far machine's address and what the target is."""
+
+    programs = "nft", "ss-local", "ss-server", "obfs-local", "obfs-server"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.echo = Echo(self.network.target, (Network.atTarget[0], ECHO))
+        self.addCleanup(self.echo.close)
+        self.sides = {"client": self.network.client, "exit": self.network.server}
+        self.wirings = {side: self.settledWiring(namespace) for side, namespace in self.sides.items()}
+        for side in self.sides:
+            self.addCleanup(self.command, "down", side)
+
+    def settledWiring(self, namespace: Namespace) -> str:
+        """All that there is, once the kernel has given each wire its link-local address."""
+        wires = 1 + (namespace is self.network.server)
+        words = "ip", "-6", "-n", namespace.name, "route", "show", "table", "local"
+        until(lambda: run(*words).count("local fe80::") == wires, "link-local addresses are missing")
+        return wiring(namespace)
+
+    def write(self, client: str, exit_: str) -> None:
+        """The files of both sides."""
+        allowed = exit_.replace("[udp-server]\n", '[udp-server]\nallow = ["10.77.2.0/24"]\n')
+        (self.folder / "client.toml").write_text(client.replace(FAR, Network.atServer[0]))
+        (self.folder / "exit.toml").write_text(allowed)
+
+    def command(self, command: str, side: str) -> subprocess.CompletedProcess[str]:
+        """Run C{udptunnel} in the namespace of a side."""
+        words = *UDPTUNNEL, command, "--run-dir", "run", f"{side}.toml"
+        return subprocess.run(
+            self.sides[side].command(*words),
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def up(self, side: str) -> str:
+        done = self.command("up", side)
+        self.assertEqual(done.returncode, 0, done.stderr + self.log(side))
+        return done.stdout
+
+    def down(self, side: str) -> None:
+        """Take a side down: no process, route, rule or device of it is left."""
+        done = self.command("down", side)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(processes(self.sides[side]), {})
+        self.assertEqual(wiring(self.sides[side]), self.wirings[side])
+        self.assertNotIn("Traceback", self.log(side))
+
+    def log(self, side: str) -> str:
+        file = self.folder / "run" / f"{side}.log"
+        return file.read_text() if file.exists() else ""
+
+    def kill(self, side: str, name: str) -> None:
+        """Kill a program of a side, as C{kill -9} does."""
+        until(lambda: name in processes(self.sides[side]), f"{name} does not run")
+        os.kill(processes(self.sides[side])[name], signal.SIGKILL)
+
+
+def processes(namespace: Namespace) -> dict[str, int]:
+    """What runs in a namespace, by name."""
+    found = {}
+    for number in run("ip", "netns", "pids", namespace.name).split():
+        try:
+            found[Path(f"/proc/{number}/comm").read_text().strip()] = int(number)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+class WholeTests(UpTestCase):
+    """The whole chain, from nothing."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.write(CLIENT, EXIT)
+
+    def pulse(self) -> Pulse:
+        """Datagrams that go into the TUN all the time."""
+        udp = open_(self.network.client, Network.atClient[0])
+        self.addCleanup(udp.close)
+        pulse = Pulse(udp, (Network.atTarget[0], ECHO))
+        self.addCleanup(pulse.stop)
+        return pulse
+
+    def assertBeats(self, pulse: Pulse, what: str, seconds: float = AGAIN_SECONDS) -> None:
+        now = time.monotonic()
+        until(lambda: pulse.last > now, f"no echo, {what}", seconds)
+
+    def test_upAndDown(self) -> None:
+        """Two commands bring a datagram through, in either order, and two others leave nothing behind."""
+        for order in (("exit", "client"), ("client", "exit")):
+            said = {side: self.up(side) for side in order}
+            self.assertRegex(said["client"], r"(?m)^tun2socks +is up$")
+            self.assertRegex(said["exit"], r"(?m)^ss-server +runs, process \d+$")
+            with open_(self.network.client, Network.atClient[0]) as udp:
+                udp.settimeout(1)
+                self.assertEqual(self.ask_(udp, b"hello"), b"hello")
+            for side in order:
+                self.down(side)
+
+    def ask_(self, udp: object, payload: bytes) -> bytes:
+        """Ask the target until it answers: the sides may not have found each other yet."""
+
+        def answered() -> bytes:
+            try:
+                return exchange(udp, (Network.atTarget[0], ECHO), payload)  # type: ignore[arg-type]
+            except TimeoutError:
+                return b""
+
+        return until(answered, "the target does not answer", SETTLED_SECONDS)  # type: ignore[no-any-return]
+
+    def test_killed(self) -> None:
+        """Each program of the chain is killed under traffic; datagrams come again soon."""
+        self.up("exit")
+        self.up("client")
+        pulse = self.pulse()
+        self.assertBeats(pulse, "at first", SETTLED_SECONDS)
+        for side, name in (
+            ("client", "ss-local"),
+            ("client", "obfs-local"),
+            ("exit", "ss-server"),
+            ("exit", "obfs-server"),
+        ):
+            before = processes(self.sides[side])
+            self.kill(side, name)
+            self.assertBeats(pulse, f"although {name} was only killed")
+            self.assertNotEqual(processes(self.sides[side])[name], before.get(name))
+        pulse.stop()
+        self.down("client")
+        self.down("exit")
+
+    def test_killedItself(self) -> None:
+        """If udptunnel itself is killed nothing of it stays but rules, which C{down} removes."""
+        self.up("exit")
+        self.up("client")
+        self.assertNotEqual(wiring(self.network.client), self.wirings["client"])
+        process = int((self.folder / "run" / "client.pid").read_text().split()[0])
+        os.kill(process, signal.SIGKILL)
+        until(lambda: processes(self.network.client) == {}, "a carrier is left")
+        self.down("client")
+        self.up("client")
+        pulse = self.pulse()
+        self.assertBeats(pulse, "when it is up again", SETTLED_SECONDS)
+        pulse.stop()
+        self.down("client")
+        self.down("exit")
+
+
+class PluginTests(CarrierTestCase):
+    """Links through simple-obfs, without shadowsocks."""
+
+    programs = "obfs-local", "obfs-server"
+
+    def test_obfs(self) -> None:
+        """Datagrams get through, whatever simple-obfs makes of the link; when it is killed they do again."""
+        for how in ("http", "tls"):
+            server = self.startServer("--plugin", "obfs-server", "--plugin-opts", f"obfs={how}")
+            options = "--plugin", "obfs-local", "--plugin-opts", f"obfs={how};obfs-host=www.example.org"
+            self.assertCarried(*options, server=f"tcp:{Network.atServer[0]}:{LINK}")
+            local = self._started[-1]
+            for namespace, name in ((self.network.client, "obfs-local"), (self.network.server, "obfs-server")):
+                os.kill(processes(namespace)[name], signal.SIGKILL)
+                with open_(self.network.client, LOOPBACK) as udp:
+                    udp.settimeout(0.3)
+                    until(lambda: self.answers(udp), f"no answer although {name} was only killed", 5)
+            local.stop()
+            server.stop()
+            self.assertEqual(processes(self.network.client) | processes(self.network.server), {})
+
+    def answers(self, udp: object) -> bool:
+        try:
+            return exchange(udp, (LOOPBACK, FORWARD), b"again") == b"again"  # type: ignore[arg-type]
+        except TimeoutError:
+            return False
+
+    def test_disguised(self) -> None:
+        """obfs-server has udp-server's place; who does not speak as obfs-local does hears nothing of udp-server."""
+        self.startServer("--plugin", "obfs-server", "--plugin-opts", "obfs=http")
+        with self.network.server.entered():
+            listeners = run("ss", "-Hlnt")
+        self.assertIn(f"{Network.atServer[0]}:{LINK}", listeners)
+        with open_(self.network.client, Network.atClient[0], kind=socket.SOCK_STREAM) as tcp:
+            tcp.connect((Network.atServer[0], LINK))
+            tcp.sendall(b"nonsense\r\n\r\n" * 10)
+            self.assertNotIn(b"UDPT", tcp.recv(100))
