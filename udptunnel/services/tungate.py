@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from ipaddress import ip_interface
+from itertools import chain
 from typing import Any
 
 from twisted.application.service import Service
@@ -125,10 +126,11 @@ class GatewayService(Service):
 
     def _findStack(self) -> TunStack | NetnsStack:
         """The first stack that works."""
-        stacks = list(self._stacks())
-        if not stacks:
+        stacks = self._stacks()
+        first = next(stacks, None)
+        if first is None:
             raise ListenError(f"there is no stack {self._wanted}: expected {', '.join(STACKS)}")
-        return firstThatWorks(stacks, self._use)
+        return firstThatWorks(chain((first,), stacks), self._use)
 
     def _use(self, stack: TunStack | NetnsStack) -> None:
         self._gateway.stack = stack
