@@ -129,6 +129,8 @@ class Inside:
         try:
             text, descriptors = _receive(self._outside)
         except OSError as error:
+            # It may hang where no closed socket wakes it, and L{end} would wait for ever.
+            self.process.kill()
             raise ListenError(f"the namespace is not there after {SECONDS:g} s") from error
         answer = json.loads(text or '{"error": "the process that was to make it has died"}')
         if "error" in answer:
