@@ -370,6 +370,16 @@ class ServiceTests(ServiceTestCase):
         self.assertIsNot(service.stack, first)
         self.assertEqual((service.illness(), self.routes.calls, self.failures), ("", ["tun7", "stop", "tun7"], []))
 
+    def test_brokenStack(self) -> None:
+        """A stack that breaks takes the TUN with it, and both are made again."""
+        service = self.start("")
+        first = service.stack
+        first.broken = "its inner TUN is deleted"
+        self.reactor.advance(1)
+        self.reactor.advance(0)
+        self.assertIsNot(service.stack, first)
+        self.assertEqual((service.illness(), self.failures), ("", []))
+
     def test_givenUp(self) -> None:
         """If it can not be made again within some seconds, that is the end."""
         service = self.start("")

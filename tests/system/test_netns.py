@@ -193,17 +193,23 @@ class TransferTests(NetnsTestCase):
             self.transfer(gateway, host)
 
 
+def children() -> set[str]:
+    """The processes that this one has started, and that are still there."""
+    return set(Path("/proc/thread-self/children").read_text(encoding="ascii").split())
+
+
 class LifeTests(NetnsTestCase):
     """What is there, and what is left."""
 
     def test_nothingLeft(self) -> None:
         """When a stack stops, nothing of it is left here: no process, no descriptor."""
+        others = children()
         gateway = self.openGateway()
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(2):
             gateway.stack.stop()
             self.assertEqual(len(os.listdir("/proc/self/fd")), before - 3)
-            self.assertRaises(ChildProcessError, os.waitpid, -1, os.WNOHANG)
+            self.assertLessEqual(children(), others)
             gateway.stack.start()
 
     def test_notInherited(self) -> None:
@@ -377,7 +383,8 @@ class NobodyTests(RunTestCase):
         self.assertEqual(self.runs("--", "cat", text="a\0b")[0], "a\0b")
         read, write = os.pipe()
         self.addCleanup(os.close, read)
-        process = self.begins("--", "sh", "-c", f"echo more >&{write}", pass_fds=(write,))
+        # Descriptors of two digits are too much for Debian's sh.
+        process = self.begins("--", "bash", "-c", f"echo more >&{write}", pass_fds=(write,))
         os.close(write)
         self.assertEqual(os.read(read, 99), b"more\n")
         self.assertEqual(process.wait(SECONDS), 0)

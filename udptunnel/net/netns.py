@@ -140,7 +140,7 @@ class NetnsStack(KernelStack):
 
     def _innerLost(self, why: str) -> None:
         # Nobody is in there who could have done it.
-        self._log.error("the inner TUN of --stack netns is {why}: no TCP from now on", why=why)
+        self.broken = f"its inner TUN is {why}"
 
     def tick(self, now: float) -> None:
         """Forget what is over."""

@@ -23,6 +23,7 @@ class NoStack:
     """Refuses all connections, as a L{udptunnel.net.stack.Stack}."""
 
     name = "none"
+    broken = ""
 
     def __init__(self, outer: Writer, counters: Counters) -> None:
         """

@@ -144,9 +144,11 @@ class Stack(Protocol):
     What makes connections of packets.
 
     @ivar name: what C{--stack} calls it.
+    @ivar broken: why it can make no more connections, and must be made anew; empty if all is well.
     """
 
     name: str
+    broken: str
 
     def start(self) -> None:
         """
@@ -247,10 +249,11 @@ class KernelStack:
     @ivar name: what C{--stack} calls it.
     @ivar table: what becomes of packets.
     @ivar doors: its listening sockets.
+    @ivar broken: why it can make no more connections, and must be made anew; empty if all is well.
     @ivar _forward: gives a packet to the kernel that terminates TCP.
     """
 
-    name = ""
+    name = broken = ""
     table: Table
 
     def __init__(self, reactor: Any, outer: Writer, receiver: TcpReceiver, counters: Counters) -> None:
@@ -436,6 +439,9 @@ class TunStack(KernelStack):
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if opened.family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        with suppress(OSError):
+            # Other networks reach all addresses of this machine. Who may not say so has strangers shown out instead.
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._tun.name.encode())
         opened.setblocking(False)
         opened.bind((place.own, 0))
         opened.listen(BACKLOG)

@@ -228,14 +228,17 @@ class LinuxSystem:
     def addresses(self, name: str) -> list[str]:
         """ADDRESS/LENGTH of each that a device has."""
         from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
 
-        with IPRoute() as route:
-            found = route.link_lookup(ifname=name) if name else ()
-            return [
-                f"{each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}"
-                for index in found
-                for each in route.get_addr(index=index)
-            ]
+        try:
+            with IPRoute() as route:
+                return [
+                    f"{each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}"
+                    for index in (route.link_lookup(ifname=name) if name else ())
+                    for each in route.get_addr(index=index)
+                ]
+        except NetlinkError as error:
+            raise OSError(error.code, os.strerror(error.code)) from error
 
 
 def _configure(route: Any, name: str, interface: Interface) -> None:

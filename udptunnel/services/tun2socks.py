@@ -294,6 +294,10 @@ class Tun2socksService(MultiService):
         now = self.clock()
         self.traffic.tick(now)
         self.port.check()
+        if self.stack.broken:
+            self._log.error("stack {stack} is broken: {why}", stack=self.stack.name, why=self.stack.broken)
+            self._lost("of no use without it")
+            return
         self.gateway.tick(now)
         self.tcp.tick(now)
 
