@@ -380,6 +380,15 @@ class ServiceTests(ServiceTestCase):
         self.assertIsNot(service.stack, first)
         self.assertEqual((service.illness(), self.failures), ("", []))
 
+    def test_brokenForGood(self) -> None:
+        """If the TUN can not be made again then, that is said once."""
+        service = self.start("")
+        service.stack.broken = "its inner TUN is deleted"
+        self.system.refused["open"] = failure(errno.EPERM)
+        for _ in range(2 * TRIES):
+            self.reactor.advance(1)
+        self.assertEqual(len(self.failures), 1)
+
     def test_givenUp(self) -> None:
         """If it can not be made again within some seconds, that is the end."""
         service = self.start("")

@@ -220,7 +220,7 @@ class Tun2socksService(MultiService):
             port=self._portText,
             stack=self.stack.name,
             server=self._tcpProxy.address,
-            udp=self._udpProxy.address,
+            udp=self._udpProxy.address if self._socksUdp is not None else "a session of our own",
         )
 
     @property
@@ -296,6 +296,7 @@ class Tun2socksService(MultiService):
         self.port.check()
         if self.stack.broken:
             self._log.error("stack {stack} is broken: {why}", stack=self.stack.name, why=self.stack.broken)
+            self.stack.broken = ""
             self._lost("of no use without it")
             return
         self.gateway.tick(now)
