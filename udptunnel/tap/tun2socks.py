@@ -21,9 +21,10 @@ TCP and UDP of one network, through a SOCKS5 server:
 
     twistd -n tun2socks --tundev tun0 --socks-server-addr 10.0.0.1:1080 --route 198.51.100.0/24
 
-All that this machine sends, TCP through ss-local and UDP through udp-local:
+All that this machine sends, TCP through ss-local and UDP through udp-local.
+Their own packets, to 203.0.113.5, do not come back into the TUN:
 
-    twistd -n tun2socks --tundev tun0 --auto-route --dns 9.9.9.9 \\
+    twistd -n tun2socks --tundev tun0 --auto-route --bypass 203.0.113.5 --dns 9.9.9.9 \\
         --socks-server-addr 127.0.0.1:1080 --udp-socks-server-addr 127.0.0.1:1234
 
 What udp-server --egress pipe:/run/udptunnel/exit.pipe sends:
