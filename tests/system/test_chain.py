@@ -74,18 +74,7 @@ class ChainTestCase(TunnelledTestCase):
     @ivar running: the programs of the chain, by name; those of the server's second half have "exit" in it.
     """
 
-    programs: tuple[str, ...] = (
-        "nft",
-        "ss-local",
-        "ss-server",
-        "ss-tunnel",
-        "obfs-local",
-        "obfs-server",
-        "nc",
-        "dig",
-        "dnsmasq",
-        "curl",
-    )
+    programs = "nft", "ss-local", "ss-server", "ss-tunnel", "obfs-local", "obfs-server", "nc", "dig", "dnsmasq", "curl"
     options: tuple[str, ...] = ()
 
     def setUp(self) -> None:

@@ -200,7 +200,7 @@ class TunnelledTestCase(SystemTestCase):
     @ivar status: the Unix socket where a role that was started with C{startTun} tells its state.
     """
 
-    programs = ("nft",)
+    programs: tuple[str, ...] = ("nft",)
 
     def setUp(self) -> None:
         super().setUp()
