@@ -182,7 +182,9 @@ class GuardTests(SynchronousTestCase):
         made = self.guard()
         started = self.begin(made, "grep", "SigIgn", "/proc/self/status")
         said, _ = started.communicate(timeout=SECONDS)
-        self.assertEqual(int(said.split()[1], 16), 0)
+        # What the shell that has started the tests ignores is its own business.
+        ofPython = sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGXFSZ))
+        self.assertEqual(int(said.split()[1], 16) & ofPython, 0)
 
     def test_end(self) -> None:
         """Groups that are willing end at once; nobody waits for what is gone already."""
