@@ -1084,19 +1084,19 @@ class FullPathTests(SynchronousTestCase):
         What waits there holds up sparse flows while its congestion control lets nothing pass.
         """
         link, carrier = makeUp()
-        self.assertEqual(carrier.kept, [16384])
+        self.assertEqual(carrier.kept, [65536])
         for size, kept in (
-            (1 << 20, 65536),
-            (3 << 19, 65536),
+            (1 << 22, 1 << 18),
+            (3 << 20, 1 << 18),
             (1 << 26, 1 << 20),
             (1 << 25, 1 << 20),
-            (1 << 10, 16384),
+            (1 << 10, 65536),
         ):
             link.window._whole = size
-            self.assertEqual(link.window.backlog, min(max(size // 16, 16384), 1 << 20))
+            self.assertEqual(link.window.backlog, min(max(size // 16, 65536), 1 << 20))
             link._limitBacklog()
             self.assertEqual(carrier.kept[-1], kept)
-        self.assertEqual(carrier.kept, [16384, 65536, 1 << 20, 16384])
+        self.assertEqual(carrier.kept, [65536, 1 << 18, 1 << 20, 65536])
 
     def test_noLimit(self) -> None:
         """Where bytes may wait on the path as they like the kernel keeps what it keeps."""

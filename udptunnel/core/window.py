@@ -45,8 +45,8 @@ is measured, hence the window, hence the rate.
 """
 
 
-LEAST_BACKLOG, MOST_BACKLOG = 1 << 14, 1 << 20
-"""Bytes that may wait in the kernel: fewer would wake us for each datagram, more would be no queue of ours."""
+LEAST_BACKLOG, MOST_BACKLOG = 1 << 16, 1 << 20
+"""Bytes that may wait in the kernel: with fewer, a lossy path would not be used; more would be no queue of ours."""
 
 
 class Window:
