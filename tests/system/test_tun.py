@@ -29,6 +29,7 @@ from udptunnel.net.tun import (
     IFF_TUN,
     IFF_VNET_HDR,
     NAMES,
+    QUEUE_PACKETS,
     Interface,
     LinuxSystem,
     TunOffload,
@@ -259,7 +260,7 @@ class DeviceTests(TunTestCase):
         """A device gets its name, MTU, queue and addresses, and none of its own making."""
         self.open()
         shown = run("ip", "-n", self.namespace.name, "address", "show", "dev", DEVICE)
-        for words in (f"{DEVICE}:", "mtu 1500", "qlen 1000", ",UP,", f"{OWN[0]}/24", f"{OWN[1]}/64"):
+        for words in (f"{DEVICE}:", "mtu 1500", f"qlen {QUEUE_PACKETS}", ",UP,", f"{OWN[0]}/24", f"{OWN[1]}/64"):
             self.assertIn(words, shown)
         self.assertNotIn("fe80", shown)
         self.assertNotIn("tentative", shown)
