@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     # Most of the package comes with it, and the command is to start at once.
     from udptunnel.net.stack import Connection
     from udptunnel.services.local import LocalService
-    from udptunnel.services.tun2socks import UdpMaker
 
 DEVICE = "tun0"
 
@@ -189,10 +188,10 @@ class Run:
     async def _carry(self, made: Made) -> None:
         """Carry on what comes out of the TUN."""
         from udptunnel.net.routes import Capture, Routes
-        from udptunnel.services.tun2socks import Tun2socksService
+        from udptunnel.services.tun2socks import Tun2socksService, throughSession
 
         local = await self._link()
-        udp = entryInto(local) if local is not None else None
+        udp = throughSession(local) if local is not None else None
         tcp = NoTcp() if local is not None and self._options["socks-server"] is None else None
         # The routes into the TUN are where the TUN is, not here.
         service = Tun2socksService(self._config(made), self._reactor, udp=udp, tcp=tcp, routes=Routes(Capture()))
@@ -267,13 +266,6 @@ class Run:
     async def _close(self) -> None:
         await self._stack.aclose()
         self._inside.end()
-
-
-def entryInto(local: LocalService) -> UdpMaker:
-    """What carries datagrams into a session of ours."""
-    from udptunnel.net.tunentry import TunEntry
-
-    return lambda writer: TunEntry(local.session, writer, local.clock)
 
 
 class NoTcp:

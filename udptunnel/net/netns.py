@@ -15,8 +15,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.logger import Logger
-
 from udptunnel.core.counters import Counters
 from udptunnel.core.nat import PORTS, Session
 from udptunnel.core.transparent import Transparent
@@ -48,7 +46,6 @@ class NetnsStack(KernelStack):
     """
 
     name = "netns"
-    _log = Logger()
 
     def __init__(
         self,
