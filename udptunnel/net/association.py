@@ -28,6 +28,7 @@ from udptunnel.core.bound import relayOf
 from udptunnel.errors import SocksError
 from udptunnel.net.datagrams import DatagramPort, Traffic
 from udptunnel.net.dial import Caller, Dial, Proxy
+from udptunnel.net.refusals import NOTHING_THERE
 from udptunnel.net.sockaddr import familyOf
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import Burst
@@ -43,7 +44,6 @@ QUESTION_SECONDS = 10.0
 _STRAY_BYTES = 4096
 """What is read at once from a control connection, to be thrown away."""
 
-_NOTHING_THERE = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
 
 _FATAL = frozenset((errno.ECONNREFUSED, errno.EINVAL, errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL))
 """Errors of the UDP socket that end an association: nobody listens there, or we have got another address meanwhile."""
@@ -305,7 +305,7 @@ class _Control:
         try:
             ended = not self._socket.recv(_STRAY_BYTES)
         except OSError as error:
-            ended = error.errno not in _NOTHING_THERE
+            ended = error.errno not in NOTHING_THERE
         if ended:
             self._lost()
 

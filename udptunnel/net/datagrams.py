@@ -26,6 +26,7 @@ from udptunnel.core.vigil import Vigil
 from udptunnel.errors import ListenError
 from udptunnel.net.mmsg import SLOTS, Inbox, Outbox
 from udptunnel.net.offload import GRO_SIZE, MOST_SEGMENTS, SEGMENT, SOL_UDP, UDP_GRO, UDP_SEGMENT, Offload
+from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.sockaddr import PythonNames, SourceNames, addressIn, familyOf
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import LARGEST_DATAGRAM, Burst, count, join, pieces, split
@@ -323,7 +324,7 @@ class DatagramPort:
         except OSError as error:
             if not bursts:
                 raise
-            if error.errno not in _NOTHING_THERE:
+            if error.errno not in NOTHING_THERE:
                 self._receiveFailed(error)
         self._traffic.more = len(bursts) == SLOTS
         return bursts
@@ -341,8 +342,8 @@ class DatagramPort:
     def _receiveFailed(self, error: OSError) -> None:
         if error.errno == errno.ENOSYS:
             self._traffic.offload.refused("mmsg", error)
-        elif error.errno not in _NOTHING_THERE:
-            self._traffic.counters.drop(f"receive {_nameOf(error)}")
+        elif error.errno not in NOTHING_THERE:
+            self._traffic.counters.drop(f"receive {nameOf(error)}")
             self.failed(error)
 
     def failed(self, error: OSError) -> None:
@@ -380,7 +381,7 @@ class DatagramPort:
         try:
             self._socket.sendto(payload, to)
         except OSError as error:
-            counters.drop(f"send {_nameOf(error)}")
+            counters.drop(f"send {nameOf(error)}")
             self.failed(error)
         except (OverflowError, UnicodeError):
             counters.drop("send EINVAL")
@@ -428,7 +429,7 @@ class DatagramPort:
         Only where even small ones are refused, it is the kernel that can not do it.
         """
         if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
-            self._traffic.counters.drop(f"send {_nameOf(error)}", datagrams)
+            self._traffic.counters.drop(f"send {nameOf(error)}", datagrams)
             self.failed(error)
             return True
         if error.errno == errno.EIO:
@@ -450,7 +451,7 @@ class DatagramPort:
             try:
                 sent = outbox.send(opened.fileno(), self._family, (to[0], to[1]), size, payload)
             except OSError as error:
-                counters.drop(f"send {_nameOf(error)}", count(size, payload))
+                counters.drop(f"send {nameOf(error)}", count(size, payload))
                 self.failed(error)
                 return
             except (struct.error, UnicodeError):
@@ -465,13 +466,6 @@ class DatagramPort:
 def segmentsOf(size: int) -> list[tuple[int, int, bytes]]:
     """The control message that has the kernel cut a burst into datagrams of C{size} bytes."""
     return [(SOL_UDP, UDP_SEGMENT, SEGMENT.pack(size))]
-
-
-_NOTHING_THERE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
-
-
-def _nameOf(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, "error")
 
 
 def _enlarge(opened: socket.socket, force: int, ask: int) -> None:

@@ -32,6 +32,7 @@ from zope.interface import implementer
 
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
+from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.tun import PACKETS, READ_SECONDS, Receiver, bare
 from udptunnel.wire.frame import Buffer
 from udptunnel.wire.ip import IPV4_BYTES
@@ -56,7 +57,6 @@ _SO_SNDBUFFORCE = 32
 """From asm-generic/socket.h."""
 
 _LENGTH = Struct("!H")
-_NOTHING_THERE = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
 
 Lost: TypeAlias = Callable[["PacketPort"], None]
 MakePipe: TypeAlias = Callable[[Any, Receiver, Counters], "Pipe"]
@@ -125,7 +125,7 @@ class PacketPort:
         return False
 
     def _readFailed(self, error: OSError) -> bool:
-        return error.errno not in _NOTHING_THERE
+        return error.errno not in NOTHING_THERE
 
     # -- what is written
 
@@ -134,7 +134,7 @@ class PacketPort:
         try:
             self._send(bare(packet))
         except OSError as error:
-            self._counters.drop(f"write {errno.errorcode.get(error.errno or 0, 'error')}")
+            self._counters.drop(f"write {nameOf(error)}")
         else:
             self._counters.sent += 1
             self._counters.sentBytes += sum(map(len, packet)) - VNET_BYTES
@@ -222,7 +222,7 @@ class StreamPort(PacketPort):
         try:
             self._rest = self._rest[self._socket.send(self._rest) :]
         except OSError as error:
-            if error.errno not in _NOTHING_THERE:
+            if error.errno not in NOTHING_THERE:
                 self._reactor.removeWriter(self)
                 # Whoever reads will see the end.
                 return

@@ -25,6 +25,7 @@ from zope.interface import implementer
 from udptunnel.core.counters import Counters
 from udptunnel.core.nat import FORWARD, NOT_TCP, PORTS, Action, Listener, MutableBuffer, Nat, Session, Verdict
 from udptunnel.errors import ListenError, PacketError
+from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.sockaddr import addressIn, familyOf
 from udptunnel.net.tun import TunPort
 from udptunnel.wire.address import Address
@@ -55,7 +56,7 @@ comes before.
 PROOF_PORT = 9
 """Where the self-test connects to: discard (RFC 863)."""
 
-_NOTHING_THERE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ECONNABORTED)
+_NOBODY_THERE = NOTHING_THERE | {errno.ECONNABORTED}
 
 
 _log = Logger()
@@ -222,8 +223,8 @@ class Door:
                 _log.failure("a connection is lost by a mistake of ours")
 
     def _failed(self, error: OSError) -> None:
-        if error.errno not in _NOTHING_THERE:
-            self._counters.drop(f"accept {errno.errorcode.get(error.errno or 0, 'error')}")
+        if error.errno not in _NOBODY_THERE:
+            self._counters.drop(f"accept {nameOf(error)}")
             self._reactor.removeReader(self)
             self._reactor.callLater(SCARCE_SECONDS, self._resume)
 

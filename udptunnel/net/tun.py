@@ -27,6 +27,7 @@ from zope.interface import implementer
 
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
+from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.wire.frame import Buffer
 
 NAMES = ("vnet", "tso", "uso")
@@ -92,8 +93,6 @@ _ALIVE = _NO_HEADER + b"\x40"
 
 _LOST = {errno.EIO: "down", errno.EBADFD: "deleted", errno.EBADF: "deleted"}
 """What a device says when it is no use any more."""
-
-_NOTHING_THERE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
 
 
 class TunOffload:
@@ -480,8 +479,8 @@ class TunPort:
     def _readFailed(self, error: OSError) -> None:
         if error.errno in _LOST:
             self._lose(_LOST[error.errno])
-        elif error.errno not in _NOTHING_THERE:
-            self._counters.drop(f"read {_nameOf(error)}")
+        elif error.errno not in NOTHING_THERE:
+            self._counters.drop(f"read {nameOf(error)}")
 
     # -- what is written
 
@@ -505,7 +504,7 @@ class TunPort:
         counters.sentBytes += written - HEADER_BYTES + self._skip
 
     def _writeFailed(self, error: OSError, header: Buffer) -> None:
-        self._counters.drop(f"write {_nameOf(error)}")
+        self._counters.drop(f"write {nameOf(error)}")
         if error.errno in _LOST:
             self._lose(_LOST[error.errno])
         elif error.errno == errno.EINVAL and len(header) > 1 and header[1]:
@@ -573,10 +572,6 @@ def bare(packet: Sequence[Buffer]) -> Sequence[Buffer]:
     if first[0] & _NEEDS_CSUM or first[1]:
         raise OSError(errno.EOPNOTSUPP, "the device has no virtio headers")
     return (first[HEADER_BYTES:], *packet[1:])
-
-
-def _nameOf(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, "error")
 
 
 def _reason(error: Exception) -> str:
