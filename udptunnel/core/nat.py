@@ -299,7 +299,34 @@ def _leg(session: Session, old: bytes, new: bytes) -> Leg:
     return session, new, difference(old[:-4], new[:-4]), difference(old, new)
 
 
-class Nat:
+class Holding:
+    """What tables of sessions have in common that hold SYNs until somebody knows about their targets."""
+
+    _pending: Pending
+
+    @property
+    def pending(self) -> int:
+        """How many sessions wait to hear of their target."""
+        return len(self._pending)
+
+    def refused(self, session: Session) -> bytes | None:
+        """
+        The target of a pending session can not be reached; forget the session.
+
+        @return: its SYN, to be answered with a RST, with an ICMP message or
+            not at all; C{None} if the session is gone, or not pending.
+        """
+        if session.state is not State.PENDING:
+            return None
+        held = session.held
+        self._remove(session)
+        return held
+
+    def _remove(self, session: Session) -> None:
+        raise NotImplementedError
+
+
+class Nat(Holding):
     """
     The sessions of one TUN.
 
@@ -324,11 +351,6 @@ class Nat:
 
     def __len__(self) -> int:
         return sum(family.used for family in self._families.values())
-
-    @property
-    def pending(self) -> int:
-        """How many sessions wait to hear of their target."""
-        return len(self._pending)
 
     # -- packets
 
@@ -435,19 +457,6 @@ class Nat:
         packet, session.held = bytearray(session.held), b""
         _rewrite(packet, forth, session.transport)
         return packet
-
-    def refused(self, session: Session) -> bytes | None:
-        """
-        The target of a pending session can not be reached; forget the session.
-
-        @return: its SYN, to be answered with a RST, with an ICMP message or
-            not at all; C{None} if the session is gone, or not pending.
-        """
-        if session.state is not State.PENDING:
-            return None
-        held = session.held
-        self._remove(session)
-        return held
 
     def accept(self, host: str, port: int) -> Session | None:
         """

@@ -35,6 +35,7 @@ from udptunnel.core.nat import (
     RST,
     SYN,
     Action,
+    Holding,
     MutableBuffer,
     Pending,
     Session,
@@ -60,7 +61,7 @@ _NO_FRAGMENT = 0x3FFF
 _EXTENSIONS = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS))
 
 
-class Transparent:
+class Transparent(Holding):
     """
     The sessions of one namespace.
 
@@ -83,11 +84,6 @@ class Transparent:
 
     def __len__(self) -> int:
         return len(self._sessions)
-
-    @property
-    def pending(self) -> int:
-        """How many sessions wait to hear of their target."""
-        return len(self._pending)
 
     def packetReceived(self, packet: MutableBuffer, now: float) -> Verdict:
         """Look at a packet that goes to the listener. It stays as it is."""
@@ -144,19 +140,6 @@ class Transparent:
         self._awaited[session] = None
         held, session.held = session.held, b""
         session.state, session.since = State.OPEN, now
-        return held
-
-    def refused(self, session: Session) -> bytes | None:
-        """
-        The target of a pending session can not be reached; forget the session.
-
-        @return: its SYN, to be answered with a RST, with an ICMP message or
-            not at all; C{None} if the session is gone, or not pending.
-        """
-        if session.state is not State.PENDING:
-            return None
-        held = session.held
-        self._remove(session)
         return held
 
     def accept(self, host: str, port: int, targetHost: str, targetPort: int) -> Session | None:
