@@ -9,8 +9,8 @@ from udptunnel.wire.address import Address, normalHost
 
 SOCKADDR_BYTES = {int(socket.AF_INET): 16, int(socket.AF_INET6): 28}
 
-MOST_SOURCES = 65536
-"""Sources that are remembered by name before we start again: what strangers can fill is bounded."""
+MOST_SOURCES = 16_384
+"""Sources that are remembered by name before we start again: what strangers can fill is bounded, to about 4 MB."""
 
 _IN = struct.Struct("=H")
 _PORT = struct.Struct("!H")
