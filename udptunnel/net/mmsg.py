@@ -13,7 +13,11 @@ import ctypes
 import os
 import socket
 import sys
+from array import array
+from bisect import bisect
+from collections.abc import Sequence
 from errno import EAGAIN, EINTR
+from itertools import accumulate
 
 from udptunnel.net.sockaddr import SOCKADDR_BYTES, SourceNames, packSockaddr
 from udptunnel.wire.burst import LARGEST_BURST, Burst, join
@@ -229,3 +233,54 @@ class Outbox:
         self._shortened = last
 
     _shortened: int | None = None
+
+
+class PacketOutbox:
+    """Sends messages of which each has its own address, up to L{SLOTS} at once."""
+
+    def __init__(self, family: int) -> None:
+        """
+        @param family: of all addresses.
+        """
+        self._nameBytes = SOCKADDR_BYTES[family]
+        self._area = bytearray(2 * _SLOT_BYTES)
+        self._names = bytearray(SLOTS * self._nameBytes)
+        self._vectors = bytearray(SLOTS * ctypes.sizeof(_IoVec))
+        self._headers = (_MMsgHdr * SLOTS)()
+        self._start, names, vectors = map(_addressOf, (self._area, self._names, self._vectors))
+        for slot, message in enumerate(self._headers):
+            message.header.name = names + slot * self._nameBytes
+            message.header.nameLength = self._nameBytes
+            message.header.iov = vectors + slot * ctypes.sizeof(_IoVec)
+            message.header.iovLength = 1
+        # Pointers and sizes are as long as this on all machines that Linux runs on.
+        fields = memoryview(self._vectors).cast("L")
+        self._bases, self._lengths = fields[::2], fields[1::2]
+
+    def send(self, descriptor: int, names: Sequence[bytes], payloads: Sequence[Buffer]) -> int:
+        """
+        Send the first of some messages.
+
+        @param names: the kernel's form of each address (L{packSockaddr}).
+        @param payloads: of at most 65,536 bytes each.
+        @return: how many went. If these are not all, call again for the others: then it shows why.
+        @raise OSError: not even the first went.
+        """
+        count = self._lay(names, payloads)
+        sent = _sendmmsg(descriptor, ctypes.addressof(self._headers), count, socket.MSG_DONTWAIT)
+        if sent < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return int(sent)
+
+    def _lay(self, names: Sequence[bytes], payloads: Sequence[Buffer]) -> int:
+        """Copy as many as there is room for; returns how many."""
+        lengths = list(map(len, payloads[:SLOTS]))
+        ends = list(accumulate(lengths))
+        count = bisect(ends, len(self._area))
+        self._area[: ends[count - 1]] = b"".join(payloads[:count])
+        self._names[: count * self._nameBytes] = b"".join(names[:count])
+        bases = [self._start, *(self._start + end for end in ends[: count - 1])]
+        self._bases[:count] = array("L", bases)
+        self._lengths[:count] = array("L", lengths[:count])
+        return count

@@ -38,7 +38,7 @@ _PROTOCOL, _PACKET_TYPE, _VLAN_TAGGED = _AUXILIARY, _AUXILIARY + 4, _AUXILIARY +
 _FOR_THIS_HOST = 0
 """PACKET_HOST: neither broadcast, nor multicast, nor for somebody else, nor our own."""
 
-_DESTINATION = {4: _NETWORK + 16, 6: _NETWORK + 24}
+_DESTINATION_V4, _DESTINATION_V6 = _NETWORK + 16, _NETWORK + 24
 
 _Instruction = tuple[int, int, int, int]
 
@@ -53,18 +53,17 @@ def capturing(prefixes: Sequence[str]) -> bytes:
     @raise ConfigError: one is no network, or there are more than a program can hold.
     """
     networks = [_network(prefix) for prefix in prefixes]
+    four = [each for network in networks if network.version == 4 for each in _checkFour(network)]
+    six = [each for network in networks if network.version == 6 for each in _checkSix(network)]
     program: list[_Instruction] = [
         *_demand(_PACKET_TYPE, _FOR_THIS_HOST),
         *_demand(_VLAN_TAGGED, 0),
         (_LOAD, 0, 0, _PROTOCOL),
     ]
-    for version, protocol in ((4, ETH_P_IP), (6, ETH_P_IPV6)):
-        checks = [each for network in networks if network.version == version for each in _CHECKS[version](network)]
-        if checks:
-            body = [(_LOAD, 0, 0, _DESTINATION[4]), (_KEEP, 0, 0, 0)] * (version == 4) + checks
-            body.append((_RETURN, 0, 0, _NOTHING))
-            # The way around it may be longer than a comparison can go.
-            program += [(_EQUAL, 1, 0, protocol), (_JUMP, 0, 0, len(body)), *body]
+    if four:
+        program += _only(ETH_P_IP, [(_LOAD, 0, 0, _DESTINATION_V4), (_KEEP, 0, 0, 0), *four])
+    if six:
+        program += _only(ETH_P_IPV6, six)
     program.append((_RETURN, 0, 0, _NOTHING))
     if len(program) > MOST_INSTRUCTIONS:
         raise ConfigError(f"--capture: {len(prefixes)} networks are more than the kernel can look at; join some")
@@ -83,6 +82,12 @@ def _demand(place: int, value: int) -> list[_Instruction]:
     return [(_LOAD, 0, 0, place), (_EQUAL, 1, 0, value), (_RETURN, 0, 0, _NOTHING)]
 
 
+def _only(protocol: int, body: list[_Instruction]) -> list[_Instruction]:
+    """Run a body for packets of one protocol; of these nothing is taken that it does not take."""
+    # The way around it may be longer than a comparison can go.
+    return [(_EQUAL, 1, 0, protocol), (_JUMP, 0, 0, len(body) + 1), *body, (_RETURN, 0, 0, _NOTHING)]
+
+
 def _checkFour(network: ipaddress.IPv4Network) -> list[_Instruction]:
     """Return if the destination, which was put aside, is in a network."""
     mask, wanted = int(network.netmask), int(network.network_address)
@@ -97,7 +102,7 @@ def _checkSix(network: ipaddress.IPv6Network) -> list[_Instruction]:
     for place in range(count):
         over = 3 * (count - 1 - place) + 1
         checks += [
-            (_LOAD, 0, 0, _DESTINATION[6] + 4 * place),
+            (_LOAD, 0, 0, _DESTINATION_V6 + 4 * place),
             (_AND, 0, 0, masks[place]),
             (_EQUAL, 0, over, wanted[place]),
         ]
@@ -106,6 +111,3 @@ def _checkSix(network: ipaddress.IPv6Network) -> list[_Instruction]:
 
 def _words(number: int) -> list[int]:
     return [number >> shift & 0xFFFFFFFF for shift in (96, 64, 32, 0)]
-
-
-_CHECKS = {4: _checkFour, 6: _checkSix}
