@@ -12,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.net.routing import LAN, TUN, MemoryRouting, failure
 from tests.test_plugins import environment
 from udptunnel.errors import RouteError
-from udptunnel.net.blackhole import PRIORITY, PROTOCOL, Setup, hold
-from udptunnel.net.rtnetlink import KernelRoute, Rule
+from udptunnel.net.blackhole import PROTOCOL, Setup, hold
+from udptunnel.net.rtnetlink import KernelRoute
 
 NETWORKS = ["10.7.0.0/16", "fd07::/48"]
 NOWHERE = [
@@ -21,10 +21,26 @@ NOWHERE = [
     KernelRoute("fd07::/48", 0, metric=1024, protocol=PROTOCOL, silent=True),
 ]
 INTO_TUN = [route._replace(device=TUN, silent=False) for route in NOWHERE]
-RULES = [
-    Rule(4, PRIORITY, PROTOCOL, to="10.7.0.0/16", arriving="eth0", silent=True),
-    Rule(6, PRIORITY, PROTOCOL, to="fd07::/48", arriving="eth0", silent=True),
-]
+VANISHING = {network: "eth0" for network in NETWORKS}
+
+
+class MemoryDiscards(dict[str, str]):
+    """Networks, and at which interface packets for them vanish."""
+
+    def __init__(self, system: MemoryRouting) -> None:
+        super().__init__()
+        self.called = system._called
+
+    def add(self, network: str, interface: str) -> None:
+        self.called("discard", 6 if ":" in network else 4)
+        self[network] = interface
+
+    def remove(self, network: str) -> None:
+        del self[network]
+
+    def networks(self) -> list[str]:
+        self.called("networks")
+        return list(self)
 
 
 class MemoryNames:
@@ -61,25 +77,26 @@ class SetupTests(SynchronousTestCase):
         self.names = MemoryNames()
         self.system = MemoryRouting()
         self.system.setMtu(LAN, 1500)
+        self.discards = MemoryDiscards(self.system)
         self.before = self.state()
 
     def make(self, networks: list[str] = NETWORKS, mtu: int = 0, interface: str = "eth0") -> Setup:
         """A set-up on this machine."""
-        return Setup(interface, networks, mtu, self.system, self.names.hold)
+        return Setup(interface, networks, mtu, self.system, self.names.hold, self.discards)
 
     def state(self) -> tuple[object, ...]:
         """Everything that could be different afterwards."""
-        return list(self.system.present), list(self.system.table), list(self.system.chosen), set(self.names.held)
+        return list(self.system.present), list(self.system.table), dict(self.discards), set(self.names.held)
 
-    def ours(self) -> tuple[list[KernelRoute], list[Rule]]:
+    def ours(self) -> tuple[list[KernelRoute], dict[str, str]]:
         """What is there of ours."""
-        return self.system.routes(PROTOCOL), self.system.rules(PROTOCOL)
+        return self.system.routes(PROTOCOL), dict(self.discards)
 
     def test_raw(self) -> None:
         """With raw sockets the captured networks lead nowhere, silently; and afterwards everything is as before."""
         setup = self.make()
         setup.start()
-        self.assertEqual(self.ours(), (NOWHERE, []))
+        self.assertEqual(self.ours(), (NOWHERE, {}))
         setup.stop()
         self.assertEqual(self.state(), self.before)
 
@@ -90,7 +107,7 @@ class SetupTests(SynchronousTestCase):
         """
         setup = self.make()
         setup.start("tun0")
-        self.assertEqual(self.ours(), (INTO_TUN, RULES))
+        self.assertEqual(self.ours(), (INTO_TUN, VANISHING))
         self.assertEqual(self.system.forwarding, {("tun0", 4), ("tun0", 6)})
         setup.stop()
         self.assertEqual(self.state(), self.before)
@@ -100,7 +117,7 @@ class SetupTests(SynchronousTestCase):
         setup = self.make()
         setup.start("tun0")
         setup.start("tun0")
-        self.assertEqual(self.ours(), (INTO_TUN, RULES))
+        self.assertEqual(self.ours(), (INTO_TUN, VANISHING))
         setup.stop()
         setup.stop()
         self.assertEqual(self.state(), self.before)
@@ -111,7 +128,7 @@ class SetupTests(SynchronousTestCase):
         setup.start("tun0")
         self.system.removeDevice(TUN)
         setup.stop()
-        self.assertEqual(self.ours(), ([], []))
+        self.assertEqual(self.ours(), ([], {}))
 
     def test_mtu(self) -> None:
         """The MTU of the interface is changed on demand, its former value written there, and both undone."""
@@ -142,13 +159,13 @@ class SetupTests(SynchronousTestCase):
         self.assertIn("--interface eth0: its alias leaves no room", str(error))
 
     def test_killed(self) -> None:
-        """The next start takes away what a killed process has left: routes, rules, and a changed MTU."""
+        """The next start takes away what a killed process has left: routes, tables, and a changed MTU."""
         for tun in ("", "tun0"):
             self.make(["10.8.0.0/16", *NETWORKS], mtu=1400).start(tun)
             self.names.held.clear()
             setup = self.make()
             setup.start()
-            self.assertEqual(self.ours(), (NOWHERE, []))
+            self.assertEqual(self.ours(), (NOWHERE, {}))
             setup.stop()
             self.assertEqual(self.state(), self.before)
 
@@ -183,19 +200,19 @@ class SetupTests(SynchronousTestCase):
         for what in (
             "devices",
             ("addRoute", 6),
-            ("addRule", 6),
+            ("discard", 6),
             ("forward", 4),
             "setAlias",
             "setMtu",
             "routes",
-            "rules",
+            "networks",
         ):
             self.system.refused = {what: failure(errno.EPERM)}
             setup = self.make(mtu=1400)
             error = self.assertRaises(RouteError, setup.start, "tun0")
             self.assertEqual(str(error), "--setup: routes need root or CAP_NET_ADMIN")
             self.system.refused = {}
-            self.assertEqual(self.ours(), ([], []))
+            self.assertEqual(self.ours(), ([], {}))
             self.assertEqual((self.system.present[1].mtu, self.names.held), (1500, set()))
 
     def test_noInterface(self) -> None:
@@ -210,7 +227,7 @@ class SetupTests(SynchronousTestCase):
         self.system.refused["forward", 6] = failure(errno.ENOENT)
         setup = self.make()
         setup.start("tun0")
-        self.assertEqual(self.ours(), (INTO_TUN, RULES))
+        self.assertEqual(self.ours(), (INTO_TUN, VANISHING))
         setup.stop()
 
     def test_byHand(self) -> None:
@@ -227,7 +244,9 @@ class SetupTests(SynchronousTestCase):
             self.make(NETWORKS[:1]).commands("tun0"),
             [
                 "ip route add 10.7.0.0/16 dev tun0",
-                "ip rule add iif eth0 to 10.7.0.0/16 blackhole priority 30500",
+                "nft 'add table inet udptunnel-l3-10.7.0.0/16; "
+                "add chain inet udptunnel-l3-10.7.0.0/16 arriving { type filter hook prerouting priority -300; }; "
+                'add rule inet udptunnel-l3-10.7.0.0/16 arriving iifname "eth0" ip daddr 10.7.0.0/16 drop\'',
                 "sysctl -w net.ipv4.conf.tun0.forwarding=1",
             ],
         )
