@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from udptunnel.core.counters import Counters
 from udptunnel.core.l3join import Headed, Joiner
@@ -23,15 +23,16 @@ class Inward:
     @ivar mtu: the longest packet that this end sends to the other one.
     """
 
-    def __init__(self, policy: Policy, mtu: int, joined: Sequence[int], counters: Counters) -> None:
-        """
-        @param joined: protocols whose packets are joined, of TCP and UDP.
-        """
+    def __init__(self, policy: Policy, mtu: int, counters: Counters) -> None:
         self.mtu = mtu
         self._policy = policy
-        self._joiner = Joiner(joined)
+        self._joiner = Joiner(())
         self._fragments = PassingFragments()
         self._counters = counters
+
+    def join(self, protocols: Iterable[int]) -> None:
+        """Join packets of these protocols from now on, of TCP and UDP; of others none."""
+        self._joiner = Joiner(protocols)
 
     def take(self, packets: Sequence[tuple[int, bytes]], now: float) -> list[Headed]:
         """
@@ -56,7 +57,7 @@ class Inward:
         found = parse(packet)
         if found.totalLength != len(packet):
             raise PacketError("something stands behind the packet")
-        reason = self._policy.inward(found, packet) or self._fragmentReason(found, now)
+        reason = self._policy.inwardRefusal(found, packet) or self._fragmentRefusal(found, now)
         if reason:
             self._counters.drop(reason)
         elif word == OPEN:
@@ -64,7 +65,7 @@ class Inward:
         else:
             self._joiner.passOn((PLAIN, self._clamped(packet, found, False)))
 
-    def _fragmentReason(self, found: Packet, now: float) -> str:
+    def _fragmentRefusal(self, found: Packet, now: float) -> str:
         if found.fragment is None:
             return ""
         bad = hidesHeader(found) or not self._fragments.mayPass(found, now)

@@ -12,7 +12,7 @@ is masked out, and what must grow is added beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
 from udptunnel.wire.checksum import FIELD, LARGEST_SUM, pseudoSum, wordSum
@@ -64,7 +64,7 @@ class Joiner:
 
     __slots__ = ("_expected", "_first", "_flow", "_parts", "_protocols", "_total", "done")
 
-    def __init__(self, protocols: Sequence[int]) -> None:
+    def __init__(self, protocols: Iterable[int]) -> None:
         """
         @param protocols: which are joined: TCP, UDP, both or none.
         """
@@ -210,7 +210,5 @@ def _super(flow: _Flow, first: bytes, total: int) -> bytes:
     else:
         FIELD.pack_into(header, 4, total - IPV6_BYTES)
     kind = GSO_UDP_L4 if found.protocol == UDP else GSO_TCPV4 if found.version == 4 else GSO_TCPV6
-    vnet = VnetHeader(
-        NEEDS_CSUM, kind, start, flow.length - start, found.payloadStart, _CHECKSUMS[found.protocol]
-    )
+    vnet = VnetHeader(NEEDS_CSUM, kind, start, flow.length - start, found.payloadStart, _CHECKSUMS[found.protocol])
     return packVnet(vnet) + header

@@ -93,27 +93,25 @@ class Outward:
         found = parse(raw)
         # A short frame was filled up by the network card.
         del raw[found.totalLength :]
-        reason = self._policy.outward(found, raw) or self._loops(found, raw)
+        reason = self._policy.outwardRefusal(found, raw) or self._loopRefusal(found, raw)
         if reason:
             self._counters.drop(reason)
         elif not _takeHop(raw, found):
-            self._refuse("outward hops", timeExceeded, raw, found, now)
+            self._counters.drop("outward hops")
+            self._tell(timeExceeded, raw, found, now)
         elif header.gsoType & ~GSO_ECN:
             self._passSuper(header, raw, found, now)
         else:
             self._passOne(header, raw, found, now)
 
-    def _loops(self, found: Packet, raw: Buffer) -> str:
+    def _loopRefusal(self, found: Packet, raw: Buffer) -> str:
         """Our own messages would go round and round."""
         if self.peer is None or found.destination != self.peer[0] or found.protocol != UDP or found.fragment:
             return ""
         return "outward loop" if parseUdp(raw, found).destinationPort == self.peer[1] else ""
 
-    def _refuse(
-        self, reason: str, make: Callable[[Buffer, Packet], bytes | None], raw: Buffer, found: Packet, now: float
-    ) -> None:
-        """Drop a packet, and tell its sender."""
-        self._counters.drop(reason)
+    def _tell(self, make: Callable[[Buffer, Packet], bytes | None], raw: Buffer, found: Packet, now: float) -> None:
+        """Tell the sender of a packet why it goes no further."""
         error = make(raw, found) if self._bucket.take(1, now) else None
         if error is not None:
             self.refusals.append(PLAIN + error)
@@ -161,7 +159,8 @@ class Outward:
             self._cutOne(bytes(raw))
 
     def _refuseLong(self, raw: Buffer, found: Packet, now: float) -> None:
-        self._refuse("outward too long", lambda raw, found: tooBig(raw, found, self.mtu), raw, found, now)
+        self._counters.drop("outward too long")
+        self._tell(lambda raw, found: tooBig(raw, found, self.mtu), raw, found, now)
 
     def _cutOne(self, packet: bytes) -> None:
         parts = fragments(packet, parse(packet), self.mtu)

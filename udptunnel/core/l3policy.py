@@ -62,8 +62,7 @@ def isMartian(address: bytes) -> bool:
     return (
         address[0] == 0xFF
         or (address[0] == 0xFE and address[1] & 0xC0 == 0x80)
-        or not any(address[:10])
-        and (not any(address[10:15]) and address[15] < 2 or address[10:12] == b"\xff\xff")
+        or (not any(address[:10]) and ((not any(address[10:15]) and address[15] < 2) or address[10:12] == b"\xff\xff"))
     )
 
 
@@ -93,7 +92,7 @@ class Policy:
             self._own = own
             self._good[1].clear()
 
-    def outward(self, packet: Packet, frame: Buffer) -> str:
+    def outwardRefusal(self, packet: Packet, frame: Buffer) -> str:
         """Why a packet must not go to the peer; empty if it may."""
         pair = packet.source + packet.destination
         if pair not in self._good[0]:
@@ -104,7 +103,7 @@ class Policy:
             self._remember(self._good[0], pair)
         return "outward options" if _hasOptions(packet, frame) else ""
 
-    def inward(self, packet: Packet, frame: Buffer) -> str:
+    def inwardRefusal(self, packet: Packet, frame: Buffer) -> str:
         """Why a packet from the peer must not be injected; empty if it may."""
         pair = packet.source + packet.destination
         if pair not in self._good[1]:

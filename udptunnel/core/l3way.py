@@ -24,7 +24,7 @@ from udptunnel.errors import PacketError
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import LARGEST_DATAGRAM, Burst
 from udptunnel.wire.frame import Buffer
-from udptunnel.wire.ip import TCP, packHost
+from udptunnel.wire.ip import packHost, parse
 from udptunnel.wire.l3 import (
     ASK,
     DATA,
@@ -36,6 +36,7 @@ from udptunnel.wire.l3 import (
     OVERHEAD,
     RESPONSE,
 )
+from udptunnel.wire.transport import tooBig
 
 WAITING_BATCHES = 64
 """How much waits for a session: the kernel's super-packets, or single packets..."""
@@ -76,7 +77,6 @@ class Way:
         *,
         mtu: int = 1420,
         keepalive: float = 0.0,
-        joined: Sequence[int] = (TCP,),
         counters: Counters | None = None,
         now: float = 0.0,
     ) -> None:
@@ -88,13 +88,12 @@ class Way:
         @param moment: nanoseconds since 1970.
         @param mtu: the longest packet that is sent to it.
         @param keepalive: seconds of silence after which we ask whether it is there; 0: we never do.
-        @param joined: protocols whose packets are joined before they are injected.
         """
         self.counters = counters or Counters()
         self.policy = Policy(Prefixes(prefixes))
         self._peer = Peer(key, peer, keepalive, random, moment, self.counters)
         self._outward = Outward(self.policy, mtu, self.counters, now)
-        self._inward = Inward(self.policy, mtu, joined, self.counters)
+        self._inward = Inward(self.policy, mtu, self.counters)
         self._waiting: deque[tuple[float, Batch]] = deque()
         self._known: Address | None = None
         self._learn()
@@ -123,6 +122,14 @@ class Way:
     def mtu(self, mtu: int) -> None:
         self._outward.mtu = self._inward.mtu = mtu
 
+    def join(self, protocols: Iterable[int]) -> None:
+        """
+        Join packets to super-packets before they are injected.
+
+        @param protocols: of which protocols: TCP, UDP, both or none.
+        """
+        self._inward.join(protocols)
+
     def _learn(self) -> None:
         """Know what must never be captured."""
         address = self._peer.address
@@ -146,6 +153,15 @@ class Way:
         """
         batches, refusals = self._outward.take(frames, now)
         return self._send(batches, now) if batches else [], refusals
+
+    def refused(self, packet: bytes, mtu: int, now: float) -> list[Message]:
+        """
+        A packet from the other end is longer than where it goes lets through.
+
+        @return: the word to its sender, to be sent.
+        """
+        error = tooBig(packet, parse(packet), mtu)
+        return self._send([(DATA, [error])], now) if error is not None else []
 
     def _send(self, batches: Sequence[Batch], now: float) -> list[Message]:
         session = self._peer.current
@@ -191,11 +207,14 @@ class Way:
             messages += self._send([batch for _, batch in waiting], now)
         return self._inward.take(packets, now) if packets else [], messages
 
-    def _open(
-        self, burst: Burst, packets: list[tuple[int, bytes]], messages: list[Message], now: float
-    ) -> None:
+    def _open(self, burst: Burst, packets: list[tuple[int, bytes]], messages: list[Message], now: float) -> None:
         """Open what is sealed, and attend to the rest."""
-        data, size, unpack, sessions = bytes(burst.payload), burst.size or 1, DATA_HEADER.unpack_from, self._peer.sessions
+        data, size, unpack, sessions = (
+            bytes(burst.payload),
+            burst.size or 1,
+            DATA_HEADER.unpack_from,
+            self._peer.sessions,
+        )
         speaks, before, newest, asks = None, len(packets), False, False
         for place in range(0, len(data) or 1, size):
             sealed = data[place : place + size]
@@ -225,9 +244,7 @@ class Way:
         if asks:
             messages += self._messages(self._peer.asked())
 
-    def _heard(
-        self, session: L3Session | None, source: Address, newest: bool, packets: bool, now: float
-    ) -> None:
+    def _heard(self, session: L3Session | None, source: Address, newest: bool, packets: bool, now: float) -> None:
         if session is not None:
             self._peer.heard(session, source, newest, packets, now)
             self._learn()
