@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from udptunnel.wire.checksum import FIELD, LARGEST_SUM, fold, pseudoSum, wordSum
+from udptunnel.wire.checksum import FIELD, LARGEST_SUM, pseudoSum, wordSum
 from udptunnel.wire.ip import IPV4_BYTES, IPV6_BYTES, MORE_FRAGMENTS, TCP, Packet
 from udptunnel.wire.transport import CWR, FIN, PSH
 from udptunnel.wire.vnet import TCP_CHECKSUM, UDP_CHECKSUM
@@ -32,31 +32,40 @@ def cut(packet: bytes, found: Packet, start: int, size: int) -> list[bytes]:
     @param size: the payload of each but the last.
     """
     places = range(start, len(packet), size)
-    make = _TcpHeaders if found.protocol == TCP else _Headers
-    headers = make(packet, found, start, size)
-    packets = [b"".join((headers.number(each), packet[place : place + size])) for each, place in enumerate(places[:-1])]
-    last = make(packet, found, start, len(packet) - places[-1])
-    packets.append(b"".join((last.number(len(packets), True, size), packet[places[-1] :])))
+    headers = _Headers(packet, found, start, size)
+    last = _Headers(packet, found, start, len(packet) - places[-1])
+    packets = headers.before(packet, places[:-1], size) if len(places) > 1 else []
+    header = last.numbered(len(packets), size)
+    if found.protocol == TCP:
+        last.setFlags(packet, len(packets), True)
+    packets.append(bytes(header) + packet[places[-1] :])
     return packets
 
 
 class _Headers:
-    """The headers of all packets of one length."""
+    """
+    The headers of all packets of one length.
 
-    __slots__ = ("_base", "_first", "_header", "_size")
+    Of IPv4 each has its own identification (RFC 6864 section 4.1 wants that of those that may be cut), and of TCP its
+    own sequence number.
+    """
+
+    __slots__ = ("_base", "_first", "_header", "_sequence", "_tcp")
 
     def __init__(self, packet: bytes, found: Packet, start: int, size: int) -> None:
         """
         @param size: of the payload.
         """
-        self._size = size
         self._header = header = bytearray(packet[:start])
         self._setLengths(found, start + size)
-        self._first = self._base = 0
+        self._first = self._base = self._sequence = self._tcp = 0
         if found.version == 4:
             self._first = FIELD.unpack_from(header, _IDENTIFICATION.start)[0]
             header[_IDENTIFICATION] = header[_IPV4_CHECKSUM] = b"\0\0"
             self._base = wordSum(header[:IPV4_BYTES])
+        if found.protocol == TCP:
+            self._tcp = found.payloadStart
+            self._sequence = _SEQUENCE.unpack_from(packet, self._tcp + _SEQUENCE_AT)[0]
 
     def _setLengths(self, found: Packet, total: int) -> None:
         header, start = self._header, found.payloadStart
@@ -70,41 +79,39 @@ class _Headers:
         field = start + (TCP_CHECKSUM if found.protocol == TCP else UDP_CHECKSUM)
         FIELD.pack_into(header, field, pseudoSum(found.source, found.destination, found.protocol, length))
 
-    def number(self, number: int, last: bool = False, step: int = 0) -> bytearray:
-        """
-        The header of one of them; good until the next one is asked for.
+    def before(self, packet: bytes, places: range, size: int) -> list[bytes]:
+        """All packets but the last."""
+        packets = []
+        for number, place in enumerate(places):
+            header = self.numbered(number, size)
+            if self._tcp and number < 2:
+                self.setFlags(packet, number, False)
+            packets.append(b"".join((header, packet[place : place + size])))
+        return packets
 
-        @param number: how many come before it.
-        @param last: whether none follows.
-        @param step: how long the payload of those before it is, if not as long as its own.
+    def numbered(self, number: int, size: int) -> bytearray:
+        """
+        The header of one of them, but for its flags; good until the next one is asked for.
+
+        @param number: how many packets come before it.
+        @param size: the payload of each of these.
         """
         header = self._header
         if self._base:
             identification = (self._first + number) & 0xFFFF
-            FIELD.pack_into(header, _IDENTIFICATION.start, identification)
-            FIELD.pack_into(header, _IPV4_CHECKSUM.start, LARGEST_SUM - fold(self._base + identification))
+            FIELD.pack_into(header, 4, identification)
+            # That is fold(), but for a sum of zeros, which no header has.
+            sum_ = (self._base + identification) % LARGEST_SUM or LARGEST_SUM
+            FIELD.pack_into(header, 10, LARGEST_SUM - sum_)
+        if self._tcp:
+            sequence = self._sequence + number * size
+            _SEQUENCE.pack_into(header, self._tcp + _SEQUENCE_AT, sequence & 0xFFFFFFFF)
         return header
 
-
-class _TcpHeaders(_Headers):
-    """The same of TCP, whose sequence number grows, and whose flags are partly for the first or the last one."""
-
-    __slots__ = ("_flags", "_sequence", "_tcp")
-
-    def __init__(self, packet: bytes, found: Packet, start: int, size: int) -> None:
-        super().__init__(packet, found, start, size)
-        self._tcp = found.payloadStart
-        self._sequence = _SEQUENCE.unpack_from(packet, self._tcp + _SEQUENCE_AT)[0]
-        self._flags = packet[self._tcp + _FLAGS_AT]
-
-    def number(self, number: int, last: bool = False, step: int = 0) -> bytearray:
-        header = super().number(number)
-        sequence = self._sequence + number * (step or self._size)
-        _SEQUENCE.pack_into(header, self._tcp + _SEQUENCE_AT, sequence & 0xFFFFFFFF)
-        if number < 2 or last:
-            absent = (_ONLY_FIRST if number else 0) | (0 if last else _ONLY_LAST)
-            header[self._tcp + _FLAGS_AT] = self._flags & ~absent
-        return header
+    def setFlags(self, packet: bytes, number: int, last: bool) -> None:
+        """Leave out the flags that are only for the first or the last one."""
+        absent = (_ONLY_FIRST if number else 0) | (0 if last else _ONLY_LAST)
+        self._header[self._tcp + _FLAGS_AT] = packet[self._tcp + _FLAGS_AT] & ~absent
 
 
 def fragments(packet: bytes, found: Packet, mtu: int) -> list[bytes]:

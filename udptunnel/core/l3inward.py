@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from udptunnel.core.counters import Counters
 from udptunnel.core.l3join import Headed, Joiner
-from udptunnel.core.l3outward import TCP_HEADERS, isSyn, payloadStart
+from udptunnel.core.l3outward import TCP_HEADERS, Batch, isSyn, payloadStart
 from udptunnel.core.l3overlap import PassingFragments
 from udptunnel.core.l3policy import Policy, hidesHeader
 from udptunnel.errors import PacketError
@@ -34,24 +34,32 @@ class Inward:
         """Join packets of these protocols from now on, of TCP and UDP; of others none."""
         self._joiner = Joiner(protocols)
 
-    def take(self, packets: Sequence[tuple[int, bytes]], now: float) -> list[Headed]:
+    def take(self, batches: Sequence[Batch], now: float) -> list[Headed]:
         """
         Judge packets, and make them ready.
 
-        @param packets: each with DATA or OPEN.
+        @param batches: packets, with DATA or OPEN; what is no longer than a byte only says that somebody is there.
         @return: what is to be injected.
         """
         joiner = self._joiner
-        for word, packet in packets:
-            if word == OPEN and joiner.follows(packet):
-                continue
-            try:
-                self._takeOne(word, packet, now)
-            except PacketError:
-                self._counters.drop("inward malformed")
+        for word, packets in batches:
+            place = 0
+            while place < len(packets):
+                if word == OPEN and (joined := joiner.followAll(packets, place)):
+                    place += joined
+                    continue
+                if len(packets[place]) > 1:
+                    self._take(word, packets[place], now)
+                place += 1
         joiner.finish()
         done, joiner.done = joiner.done, []
         return done
+
+    def _take(self, word: int, packet: bytes, now: float) -> None:
+        try:
+            self._takeOne(word, packet, now)
+        except PacketError:
+            self._counters.drop("inward malformed")
 
     def _takeOne(self, word: int, packet: bytes, now: float) -> None:
         found = parse(packet)

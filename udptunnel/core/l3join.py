@@ -12,7 +12,7 @@ is masked out, and what must grow is added beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from udptunnel.wire.checksum import FIELD, LARGEST_SUM, pseudoSum, wordSum
@@ -76,24 +76,33 @@ class Joiner:
         self._parts: list[bytes] = []
         self._total = 0
 
-    def follows(self, packet: bytes) -> bool:
+    def followAll(self, packets: Sequence[bytes], place: int) -> int:
         """
-        Join a packet, of which nothing is known yet but that its checksum is partial, if it follows the one before.
+        Join packets as long as each follows the one before; returns how many do.
 
-        So what was found out about that one is true of it, too.
+        Nothing is known of them yet but that their checksums are partial. But what was found out about the first one is
+        true of all of them: their headers say the same.
+
+        @param place: which of them is the next one.
         """
         flow = self._flow
-        if flow is None or len(packet) != flow.length:
-            return False
-        header = int.from_bytes(packet[: flow.start], "big")
-        if (header ^ self._expected) & flow.mask or self._total + flow.length > LARGEST_LENGTH:
-            return False
-        self._expected += flow.step
-        self._total += flow.length - flow.start
-        self._parts.append(packet[flow.start :])
-        if len(self._parts) == MOST_SEGMENTS:
+        if flow is None:
+            return 0
+        length, start, mask, step, expected = flow.length, flow.start, flow.mask, flow.step, self._expected
+        parts = self._parts
+        room = min(MOST_SEGMENTS - len(parts), (LARGEST_LENGTH - self._total) // (length - start))
+        first, fromBytes = len(parts), int.from_bytes
+        for packet in packets[place : place + room]:
+            if len(packet) != length or (fromBytes(packet[:start], "big") ^ expected) & mask:
+                break
+            expected += step
+            parts.append(packet[start:])
+        joined = len(parts) - first
+        self._total += joined * (length - start)
+        self._expected = expected
+        if joined == room:
             self.finish()
-        return True
+        return joined
 
     def ends(self, packet: bytes, found: Packet, start: int) -> bool:
         """

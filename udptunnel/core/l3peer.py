@@ -138,7 +138,7 @@ class Peer:
             if self._owing is None:
                 self._owing = now
 
-    def asked(self) -> list[bytearray]:
+    def asked(self) -> list[bytes]:
         """It wants to know whether we are there."""
         return self._say(b"")
 
@@ -168,7 +168,7 @@ class Peer:
         """Whether it is younger than what was answered last, and not our own that somebody has sent back."""
         return stamp.moment > self._lastStamp.moment and stamp.process != self._process
 
-    def responseReceived(self, datagram: Buffer, source: Address, now: float) -> list[bytearray]:
+    def responseReceived(self, datagram: Buffer, source: Address, now: float) -> list[bytes]:
         """
         It may have answered.
 
@@ -223,7 +223,7 @@ class Peer:
 
     # -- time
 
-    def tick(self, now: float) -> Iterator[bytes | bytearray]:
+    def tick(self, now: float) -> Iterator[bytes]:
         """To be called a few times a second; yields what is to be sent."""
         self._expire(now)
         if self._beginsNow(now):
@@ -275,7 +275,7 @@ class Peer:
         lively = now - self._lastPacket < LIVELY_SECONDS
         return now - self._lastHeard >= (min(ASK_SECONDS, self._keepalive) if lively else self._keepalive)
 
-    def _say(self, what: bytes) -> list[bytearray]:
+    def _say(self, what: bytes) -> list[bytes]:
         """A message that carries no packet."""
         self._owing = None
         return [self.current.seal(DATA, (what,))] if self.current is not None else []

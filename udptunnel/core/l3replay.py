@@ -7,6 +7,8 @@ behind; one that is older can not be told from a replayed one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 WINDOW = 8192
 """How far a counter may be behind the greatest one that was seen."""
 
@@ -48,6 +50,29 @@ class ReplayWindow:
             return False
         bits[word % _WORDS] |= bit
         return True
+
+    def acceptAll(self, counters: Sequence[int]) -> list[bool] | None:
+        """
+        The same for several messages.
+
+        @return: what L{accept} says of each; C{None} if all are seen for the first time, as those of one burst nearly
+            always are.
+        """
+        if not counters:
+            return None
+        first, last = counters[0], counters[-1]
+        if first < self.top or last >= MOST_MESSAGES or counters != list(range(first, last + 1)):
+            return [self.accept(counter) for counter in counters]
+        self._clear((self.top - 1) >> _SHIFT, last >> _SHIFT)
+        self.top = last + 1
+        self._setAll(first, last)
+        return None
+
+    def _setAll(self, first: int, last: int) -> None:
+        """Set the bits of counters that follow each other."""
+        for word in range(first >> _SHIFT, (last >> _SHIFT) + 1):
+            low, high = max(first - (word << _SHIFT), 0), min(last - (word << _SHIFT), _MASK)
+            self._bits[word % _WORDS] |= (2 << high) - (1 << low)
 
     def _clear(self, last: int, word: int) -> None:
         """Forget what the words behind the last one have held."""

@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from cryptography.exceptions import InvalidTag
-
 from udptunnel.core.counters import Counters
 from udptunnel.core.l3inward import Inward
 from udptunnel.core.l3join import Headed
@@ -19,7 +17,7 @@ from udptunnel.core.l3keys import Random
 from udptunnel.core.l3outward import Batch, Outward
 from udptunnel.core.l3peer import Peer
 from udptunnel.core.l3policy import Policy, Prefixes
-from udptunnel.core.l3session import L3Session
+from udptunnel.core.l3session import L3Session, Opened
 from udptunnel.errors import PacketError
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import LARGEST_DATAGRAM, Burst
@@ -28,10 +26,8 @@ from udptunnel.wire.ip import packHost, parse
 from udptunnel.wire.l3 import (
     ASK,
     DATA,
-    DATA_BYTES,
     DATA_HEADER,
     INITIATION,
-    NONCE,
     OPEN,
     OVERHEAD,
     RESPONSE,
@@ -49,6 +45,7 @@ MOST_IN_BURST = 64
 
 _KIND = 0xFF << 24
 _NOTHING = 0, -1, 0
+_SEALED = frozenset((DATA, OPEN))
 
 
 class Message(NamedTuple):
@@ -186,7 +183,7 @@ class Way:
         _, (_, packets) = self._waiting.popleft()
         self.counters.drop("no session", len(packets))
 
-    def _messages(self, messages: Iterable[bytes | bytearray]) -> list[Message]:
+    def _messages(self, messages: Iterable[bytes]) -> list[Message]:
         to = self._peer.address
         return [Message(to, len(each), each) for each in messages] if to is not None else []
 
@@ -198,7 +195,7 @@ class Way:
 
         @return: what is to be injected, and what is to be sent.
         """
-        packets: list[tuple[int, bytes]] = []
+        packets: list[Batch] = []
         messages: list[Message] = []
         for burst in bursts:
             self._open(burst, packets, messages, now)
@@ -207,47 +204,36 @@ class Way:
             messages += self._send([batch for _, batch in waiting], now)
         return self._inward.take(packets, now) if packets else [], messages
 
-    def _open(self, burst: Burst, packets: list[tuple[int, bytes]], messages: list[Message], now: float) -> None:
+    def _open(self, burst: Burst, packets: list[Batch], messages: list[Message], now: float) -> None:
         """Open what is sealed, and attend to the rest."""
-        data, size, unpack, sessions = (
-            bytes(burst.payload),
-            burst.size or 1,
-            DATA_HEADER.unpack_from,
-            self._peer.sessions,
-        )
-        speaks, before, newest, asks = None, len(packets), False, False
-        for place in range(0, len(data) or 1, size):
-            sealed = data[place : place + size]
-            word, index, counter = unpack(sealed) if len(sealed) >= OVERHEAD else _NOTHING
-            session = sessions.get(index)
-            if session is None or (word != DATA and word != OPEN):
-                messages += self._handshake(word, sealed, burst.source, now)
+        data, size, place = bytes(burst.payload), burst.size or 1, 0
+        while place < len(data) or not place:
+            first = data[place : place + size]
+            word, index, _ = DATA_HEADER.unpack_from(first) if len(first) >= OVERHEAD else _NOTHING
+            session = self._peer.sessions.get(index)
+            if session is None or word not in _SEALED:
+                messages += self._handshake(word, first, burst.source, now)
+                place += size
                 continue
-            try:
-                packet = session.open(sealed[NONCE], sealed[DATA_BYTES:], sealed[:DATA_BYTES])
-            except InvalidTag:
-                self.counters.drop("altered")
-                continue
-            top = session.window.top
-            if not session.window.accept(counter):
-                self.counters.drop("replayed")
-                continue
-            if session is not speaks:
-                self._heard(speaks, burst.source, newest, len(packets) > before, now)
-                speaks, before, newest = session, len(packets), False
-            newest = newest or counter >= top
-            if len(packet) > 1:
-                packets.append((word, packet))
-            else:
-                asks = asks or packet == ASK
-        self._heard(speaks, burst.source, newest, len(packets) > before, now)
-        if asks:
-            messages += self._messages(self._peer.asked())
+            opened = session.openAll(data, place, size)
+            place = opened.place
+            if opened.packets:
+                messages += self._heard(session, burst.source, opened, now)
+                packets.append((word, opened.packets))
+            self._count(opened)
 
-    def _heard(self, session: L3Session | None, source: Address, newest: bool, packets: bool, now: float) -> None:
-        if session is not None:
-            self._peer.heard(session, source, newest, packets, now)
-            self._learn()
+    def _count(self, opened: Opened) -> None:
+        if opened.altered:
+            self.counters.drop("altered", opened.altered)
+        if opened.replayed:
+            self.counters.drop("replayed", opened.replayed)
+
+    def _heard(self, session: L3Session, source: Address, opened: Opened, now: float) -> list[Message]:
+        """The other end has spoken; returns what it asks for."""
+        brings = any(len(packet) > 1 for packet in opened.packets)
+        self._peer.heard(session, source, opened.newest, brings, now)
+        self._learn()
+        return self._messages(self._peer.asked()) if ASK in opened.packets else []
 
     def _handshake(self, word: int, datagram: bytes, source: Address, now: float) -> list[Message]:
         kind = word & _KIND

@@ -40,8 +40,8 @@ DATA_HEADER = Struct("!IIQ")
 """First word, receiver, counter."""
 
 DATA_BYTES = DATA_HEADER.size
-NONCE = slice(4, DATA_BYTES)
-"""Where in that header the nonce is."""
+NONCE_AT, COUNTER_AT = 4, 8
+"""Where in that header the nonce begins, and the counter; both go to its end."""
 
 OVERHEAD = DATA_BYTES + TAG_BYTES
 """Bytes that a packet grows by, headers of UDP and IP not included."""
