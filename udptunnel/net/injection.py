@@ -307,8 +307,14 @@ class TunInjector:
 
     def _plain(self, packets: Sequence[tuple[Buffer, ...]]) -> Iterator[tuple[Buffer, ...]]:
         for packet in packets:
-            for piece in cut(b"".join(packet)):
-                yield PLAIN, piece
+            try:
+                pieces = cut(b"".join(packet))
+            except PacketError:
+                # The port does not take it either, and counts it.
+                yield packet
+            else:
+                for piece in pieces:
+                    yield PLAIN, piece
 
     def close(self) -> None:
         """Inject no more."""

@@ -27,10 +27,10 @@ USUAL_METRIC = {4: 0, 6: 1024}
 """Of a route for which nobody has chosen one; for IPv6, IP6_RT_PRIO_USER of net/ip6_route.h."""
 
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
-_RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
+_RTN_UNICAST, _RTN_BLACKHOLE, _RTN_UNREACHABLE = 1, 6, 7
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _RTM_F_CLONED = 0x200
-_FR_ACT_TO_TBL, _FR_ACT_GOTO, _FR_ACT_NOP = 1, 2, 3
+_FR_ACT_TO_TBL, _FR_ACT_GOTO, _FR_ACT_NOP, _FR_ACT_BLACKHOLE = 1, 2, 3, 6
 _FIB_RULE_INVERT = 2
 _NO_SUPPRESSION = 0xFFFFFFFF
 """From linux/rtnetlink.h and linux/fib_rules.h."""
@@ -55,6 +55,8 @@ class Device(NamedTuple):
     families: frozenset[int] = frozenset()
     """4 and 6, as far as it has addresses that others than neighbours can use."""
 
+    mtu: int = 0
+
 
 class KernelRoute(NamedTuple):
     """A route."""
@@ -70,6 +72,9 @@ class KernelRoute(NamedTuple):
     metric: int = 0
     protocol: int = 0
     """Who has made it (C{rtm_protocol})."""
+
+    silent: bool = False
+    """Without a device: whether packets vanish, and nobody is told that the network is unreachable."""
 
     @property
     def family(self) -> int:
@@ -101,6 +106,12 @@ class Rule(NamedTuple):
     specific: bool = False
     """Whether default routes of the table do not count (C{suppress_prefixlength 0})."""
 
+    arriving: str = ""
+    """Only for packets that arrive by this device."""
+
+    silent: bool = False
+    """Whether packets vanish (C{blackhole})."""
+
 
 class Routing(Protocol):
     """The operating system, as far as routing needs it. All may raise C{OSError}."""
@@ -109,7 +120,7 @@ class Routing(Protocol):
         """All network devices."""
 
     def routes(self, protocol: int | None = None, table: int | None = None) -> list[KernelRoute]:
-        """The unicast and unreachable routes of both families, or those of one maker or one table."""
+        """The unicast, unreachable and blackhole routes of both families, or those of one maker or one table."""
 
     def addRoute(self, route: KernelRoute) -> None:
         """Add a route; one with the same network, table and metric must not be there (EEXIST)."""
@@ -132,6 +143,9 @@ class Routing(Protocol):
     def setAlias(self, device: int, text: str) -> None:
         """Write something on a device."""
 
+    def setMtu(self, device: int, mtu: int) -> None:
+        """Say how long packets of a device may be."""
+
     def removeDevice(self, device: int) -> None:
         """Take a device away, whoever has it open."""
 
@@ -140,6 +154,9 @@ class Routing(Protocol):
 
     def setReversePath(self, name: str, value: int) -> None:
         """Change C{rp_filter} of a device."""
+
+    def forward(self, name: str, family: int) -> None:
+        """Have the host forward what arrives by a device, and by no other."""
 
 
 class LinuxRouting:
@@ -155,7 +172,7 @@ class LinuxRouting:
             return [_device(link, frozenset(families.get(link["index"], ()))) for link in ip.get_links()]
 
     def routes(self, protocol: int | None = None, table: int | None = None) -> list[KernelRoute]:
-        """The unicast and unreachable routes."""
+        """The unicast, unreachable and blackhole routes."""
         with _opened() as ip:
             found = [
                 _route(each) for family in _FAMILIES.values() for each in ip.get_routes(family=family) if _is(each)
@@ -200,6 +217,11 @@ class LinuxRouting:
         with _opened() as ip:
             ip.link("set", index=device, ifalias=text)
 
+    def setMtu(self, device: int, mtu: int) -> None:
+        """Say how long packets of a device may be."""
+        with _opened() as ip:
+            ip.link("set", index=device, mtu=mtu)
+
     def removeDevice(self, device: int) -> None:
         """Take a device away."""
         with _opened() as ip:
@@ -214,6 +236,12 @@ class LinuxRouting:
         """Change C{rp_filter} of a device."""
         with open(_reversePathFile(name), "w", encoding="ascii") as file:
             file.write(str(value))
+
+    def forward(self, name: str, family: int) -> None:
+        """Have the host forward what arrives by a device. For IPv6 that is possible since Linux 6.17."""
+        path = f"ipv4/conf/{name}/forwarding" if family == 4 else f"ipv6/conf/{name}/force_forwarding"
+        with open(f"/proc/sys/net/{path}", "w", encoding="ascii") as file:
+            file.write("1")
 
 
 @contextmanager
@@ -241,25 +269,26 @@ def _familyOf(number: int) -> int:
 
 def _device(link: Any, families: frozenset[int]) -> Device:
     name, alias = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_IFALIAS") or ""
-    return Device(link["index"], name, bool(link["flags"] & _IFF_LOWER_UP), alias, families)
+    isUp = bool(link["flags"] & _IFF_LOWER_UP)
+    return Device(link["index"], name, isUp, alias, families, link.get_attr("IFLA_MTU") or 0)
 
 
 def _is(message: Any) -> bool:
     """Whether a route is of a kind that matters here; the kernel lists what it has cached, too (RTM_F_CLONED)."""
-    return message["type"] in (_RTN_UNICAST, _RTN_UNREACHABLE) and not message["flags"] & _RTM_F_CLONED
+    return message["type"] in (_RTN_UNICAST, _RTN_BLACKHOLE, _RTN_UNREACHABLE) and not message["flags"] & _RTM_F_CLONED
 
 
 def _route(message: Any) -> KernelRoute:
     family = _familyOf(message["family"])
     host = message.get_attr("RTA_DST") or EVERYTHING[family].partition("/")[0]
-    isUnreachable = message["type"] == _RTN_UNREACHABLE
     return KernelRoute(
         f"{host}/{message['dst_len']}",
-        0 if isUnreachable else message.get_attr("RTA_OIF") or 0,
+        0 if message["type"] != _RTN_UNICAST else message.get_attr("RTA_OIF") or 0,
         message.get_attr("RTA_GATEWAY") or "",
         message.get_attr("RTA_TABLE") or message["table"],
         message.get_attr("RTA_PRIORITY") or 0,
         message["proto"],
+        message["type"] == _RTN_BLACKHOLE,
     )
 
 
@@ -272,7 +301,7 @@ def _routeFields(route: KernelRoute) -> dict[str, Any]:
     if route.metric:
         fields["priority"] = route.metric
     if not route.device:
-        return {**fields, "type": _RTN_UNREACHABLE}
+        return {**fields, "type": _RTN_BLACKHOLE if route.silent else _RTN_UNREACHABLE}
     if route.gateway:
         return {**fields, "oif": route.device, "gateway": route.gateway}
     return {**fields, "oif": route.device, "scope": _RT_SCOPE_LINK if route.family == 4 else _RT_SCOPE_UNIVERSE}
@@ -292,6 +321,8 @@ def _rule(message: Any) -> Rule:
         message.get_attr("FRA_FWMARK") or 0,
         int(str(port).partition(":")[0]) if port else 0,
         suppressed not in (None, _NO_SUPPRESSION),
+        message.get_attr("FRA_IIFNAME") or "",
+        message["action"] == _FR_ACT_BLACKHOLE,
     )
 
 
@@ -300,7 +331,7 @@ def _ruleFields(rule: Rule) -> dict[str, Any]:
         "family": _FAMILIES[rule.family],
         "priority": rule.priority,
         "protocol": rule.protocol,
-        "action": _FR_ACT_TO_TBL if rule.table else _FR_ACT_GOTO if rule.jump else _FR_ACT_NOP,
+        "action": _action(rule),
     }
     if rule.table:
         fields["table"] = rule.table
@@ -309,6 +340,8 @@ def _ruleFields(rule: Rule) -> dict[str, Any]:
     if rule.to:
         host, _, length = rule.to.partition("/")
         fields.update(dst=host, dst_len=int(length))
+    if rule.arriving:
+        fields["iifname"] = rule.arriving
     if rule.specific:
         fields["suppress_prefixlen"] = 0
     if rule.notMark:
@@ -316,6 +349,12 @@ def _ruleFields(rule: Rule) -> dict[str, Any]:
     if rule.notPort:
         fields.update(dport_range=f"{rule.notPort}:{rule.notPort}", flags=_FIB_RULE_INVERT)
     return fields
+
+
+def _action(rule: Rule) -> int:
+    if rule.silent:
+        return _FR_ACT_BLACKHOLE
+    return _FR_ACT_TO_TBL if rule.table else _FR_ACT_GOTO if rule.jump else _FR_ACT_NOP
 
 
 def networkOf(text: str) -> str:

@@ -14,6 +14,7 @@ from struct import Struct
 from udptunnel.errors import PacketError
 from udptunnel.wire.checksum import FIELD, LARGEST_SUM, complete, fold, wordSum
 from udptunnel.wire.frame import Buffer
+from udptunnel.wire.ip import IPV4_BYTES, IPV6_BYTES
 from udptunnel.wire.vnet import (
     GSO_ECN,
     GSO_TCPV4,
@@ -66,6 +67,8 @@ class _Cut:
             raise PacketError(f"a super-packet of kind {header.gsoType} without a partial checksum of its transport")
         self._isTcp = kind != GSO_UDP_L4
         self._isFour = packet[0] >> 4 == 4
+        if self._start < (max(IPV4_BYTES, (packet[0] & 0xF) * 4) if self._isFour else IPV6_BYTES):
+            raise PacketError(f"a transport header {self._start} bytes behind the beginning of an IP header")
         self._field = self._start + header.checksumOffset
         self._payload = self._start + self._transportBytes()
         if not self._payload < len(packet):
@@ -113,7 +116,7 @@ class _Cut:
     def _count(self, piece: bytearray, number: int) -> None:
         """The IP header of a piece."""
         if not self._isFour:
-            FIELD.pack_into(piece, 4, len(piece) - 40)
+            FIELD.pack_into(piece, 4, len(piece) - IPV6_BYTES)
             return
         (first,) = FIELD.unpack_from(piece, 4)
         identification = first + number & 0xFFFF
