@@ -649,7 +649,9 @@ class L3Config:
     )
     tundev: str = option("l3tun0", deviceName, "NAME", "What the TUN is called.")
     tunOffload: str = option("all", anyText, "NAMES", "What the TUN may do: all, none, or some of vnet,tso,uso.")
-    setup: bool = flag("Set routes and MTU as they are needed, and undo that at the end.")
+    setup: bool = flag(
+        "Set the routes that are needed, and with --mtu the MTU of --interface, and undo that at the end."
+    )
     mtu: int = option(
         0,
         integer(0, 65_535),

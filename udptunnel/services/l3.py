@@ -24,6 +24,7 @@ from udptunnel.config import L3Config, LocalConfig
 from udptunnel.core.counters import Counters
 from udptunnel.core.l3way import Way
 from udptunnel.errors import ConfigError, ListenError
+from udptunnel.net.blackhole import Setup
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.injection import Injector, LinuxRawSystem, RawInjector, TunInjector
 from udptunnel.net.logs import lines
@@ -31,7 +32,7 @@ from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.ownaddresses import ownAddresses
 from udptunnel.net.packet import CapturePort
 from udptunnel.net.sockaddr import familyOf
-from udptunnel.net.tun import Interface, TunOffload, TunPort
+from udptunnel.net.tun import Interface, Receiver, TunOffload, TunPort
 from udptunnel.services.l3outer import LinkOuter, Outer, UdpOuter
 from udptunnel.services.links import every
 from udptunnel.services.local import LocalService
@@ -64,8 +65,11 @@ class System(Protocol):
     def capture(self, service: L3Service) -> CapturePort:
         """What captures packets."""
 
-    def tun(self, service: L3Service) -> TunPort:
+    def tun(self, service: L3Service, receiver: Receiver) -> TunPort:
         """The TUN that packets are injected through."""
+
+    def setup(self, service: L3Service) -> Setup:
+        """What keeps this machine from handling captured packets itself."""
 
     def raw(self, service: L3Service) -> RawInjector:
         """What injects packets without one."""
@@ -90,10 +94,16 @@ class LinuxSystem:
         assert config.interface is not None
         return CapturePort(service.reactor, config.interface, config.capture, service, service.inside)
 
-    def tun(self, service: L3Service) -> TunPort:
+    def tun(self, service: L3Service, receiver: Receiver) -> TunPort:
         """The TUN that packets are injected through."""
         interface = Interface(service.config.tundev, (), service.way.mtu)
-        return TunPort(service.reactor, interface, service, service.tunOffload, service.inside)
+        return TunPort(service.reactor, interface, receiver, service.tunOffload, service.inside)
+
+    def setup(self, service: L3Service) -> Setup:
+        """What keeps this machine from handling captured packets itself."""
+        config = service.config
+        assert config.interface is not None
+        return Setup(config.interface, config.capture, config.mtu)
 
     def raw(self, service: L3Service) -> RawInjector:
         """What injects packets without one."""
@@ -106,6 +116,14 @@ class LinuxSystem:
     def pathMtu(self, host: str) -> int:
         """How long a packet to a host may be."""
         return LinuxRawSystem().longest(familyOf(host), host, 0)
+
+
+class _TunSide:
+    """Told of what happens at the TUN: what this machine itself sends to the other end comes out of it."""
+
+    def __init__(self, service: L3Service) -> None:
+        self.packetsReceived = service.packetsReceived
+        self.lost = service.tunLost
 
 
 class L3Service(MultiService):
@@ -138,8 +156,10 @@ class L3Service(MultiService):
         self._system: System = system or LinuxSystem()
         self.way = self._makeWay(config)
         self._outer = self._makeOuter(config)
+        self._setup = self._system.setup(self)
         self._injector: Injector | None = None
-        self._port: CapturePort | TunPort | None = None
+        self._capture: CapturePort | None = None
+        self._tun: TunPort | None = None
         self._ticking: LoopingCall | None = None
         self._trying: IDelayedCall | None = None
         self._ticks = 0
@@ -196,28 +216,42 @@ class L3Service(MultiService):
         self._log.info(
             "l3-tunnel: packets to {networks} from {where}, for {peer}, of {mtu} bytes at most",
             networks=", ".join(self.config.capture),
-            where=self._where,
+            where=self.config.interface,
             peer=self.way.peer or "whoever knows the key",
             mtu=self.way.mtu,
         )
         self._tick()
 
-    @property
-    def _where(self) -> str:
-        return f"TUN {self.config.tundev}" if self.config.inject == "tun" else str(self.config.interface)
-
     def _openInside(self) -> None:
-        if self.config.inject == "tun":
-            port = self._system.tun(self)
-            port.open()
-            self._port, self._injector = port, TunInjector(port)
-            self.way.join([TCP] * self.tunOffload.tso + [UDP] * self.tunOffload.uso)
-        else:
-            injector = self._system.raw(self)
-            injector.open()
-            self._injector = injector
-            self._port = self._system.capture(self)
-            self._port.open()
+        self._injector = self._openTun() if self.config.inject == "tun" else self._openRaw()
+        self._capture = self._system.capture(self)
+        self._capture.open()
+
+    def _openRaw(self) -> Injector:
+        injector = self._system.raw(self)
+        injector.open()
+        self._prepare("")
+        return injector
+
+    def _openTun(self) -> Injector:
+        port = self._system.tun(self, _TunSide(self))
+        port.open()
+        try:
+            self._prepare(port.name)
+        except ListenError:
+            port.close()
+            raise
+        self._tun = port
+        self.way.join([TCP] * self.tunOffload.tso + [UDP] * self.tunOffload.uso)
+        return TunInjector(port)
+
+    def _prepare(self, tun: str) -> None:
+        """Keep this machine from handling what is captured, or say how that is done."""
+        if self.config.setup:
+            self._setup.start(tun)
+            return
+        for command in self._setup.commands(tun):
+            self._log.info("without --setup, unless it is done already: {command}", command=command)
 
     # -- what comes and goes
 
@@ -242,15 +276,18 @@ class L3Service(MultiService):
         self._outer.send(self.way.refused(packet, most, self.clock()))
 
     def lost(self, why: str) -> None:
-        """The interface is down or gone. A capture port looks for it by itself; a TUN is made again."""
-        if self.config.inject == "tun":
-            self._log.error("TUN {name} is {why}", name=self.config.tundev, why=why)
-            self._trying = self.reactor.callLater(RETRY_SECONDS, self._tryAgain)
+        """The interface is down or gone; the capture port has said so, and looks for it."""
+
+    def tunLost(self, why: str) -> None:
+        """The TUN is down or gone: make it again."""
+        self._log.error("TUN {name} is {why}", name=self.config.tundev, why=why)
+        self._tun = self._injector = None
+        self._trying = self.reactor.callLater(RETRY_SECONDS, self._tryAgain)
 
     def _tryAgain(self) -> None:
         self._trying = None
         try:
-            self._openInside()
+            self._injector = self._openTun()
         except ListenError as error:
             self._log.error("{error}", error=error)
             self._trying = self.reactor.callLater(RETRY_SECONDS, self._tryAgain)
@@ -265,8 +302,10 @@ class L3Service(MultiService):
         if self._ticks % LOOKS == 0:
             self.traffic.tick(now)
             self._look()
-            if self._port is not None:
-                self._port.check()
+            if self._capture is not None:
+                self._capture.check()
+            if self._tun is not None:
+                self._tun.check()
         messages = self.way.tick(now)
         if messages:
             self._outer.send(messages)
@@ -300,10 +339,12 @@ class L3Service(MultiService):
 
     def _close(self) -> None:
         self._outer.stop()
-        for each in (self._port, self._injector):
-            if each is not None:
-                each.close()
-        self._port = self._injector = None
+        self._setup.stop()
+        if self._capture is not None:
+            self._capture.close()
+        if self._injector is not None:
+            self._injector.close()
+        self._capture = self._injector = self._tun = None
 
     async def stopService(self) -> None:
         """Close everything."""
@@ -326,8 +367,10 @@ class L3Service(MultiService):
 
     def illness(self) -> str:
         """Why nothing gets through; empty if everything is well."""
-        if self._port is None or self._port.fileno() < 0:
-            return f"{self._where} is gone"
+        if self._capture is None or not self._capture.isCapturing:
+            return f"nothing is captured at {self.config.interface}"
+        if self._injector is None:
+            return f"TUN {self.config.tundev} is gone"
         return "" if self.way.up else "there is no session with the other end"
 
     def report(self) -> dict[str, Any]:
@@ -355,7 +398,7 @@ def _check(config: L3Config) -> None:
 
     @raise ConfigError: something is, or what is given makes no sense together.
     """
-    if config.interface is None and config.inject == "raw":
+    if config.interface is None:
         raise ConfigError("--interface NAME is missing: where do packets come from?")
     if not config.capture:
         raise ConfigError("--capture CIDR is missing: what is behind the other end?")
