@@ -173,9 +173,9 @@ class RawTests(SynchronousTestCase):
 
     def test_badHeader(self) -> None:
         """A virtio header that does not fit is counted, and hurts no other packet."""
-        self.inject(tcp(FOUR, bytes(25), 10)[:50], PLAIN + whole(FOUR, 9))
+        self.inject(tcp(FOUR, bytes(25), 10)[:50], udp(FOUR, b"", 0)[:35], PLAIN + whole(FOUR, 9))
         self.assertEqual(self.packets, [whole(FOUR, 9)])
-        self.assertEqual(self.counters.dropped, {"inject headers": 1})
+        self.assertEqual(self.counters.dropped, {"inject headers": 2})
 
     def test_fewAtOnce(self) -> None:
         """All go even if the kernel takes only some at once."""

@@ -22,6 +22,7 @@ from udptunnel.errors import ListenError, PacketError
 from udptunnel.net.mmsg import PacketOutbox
 from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.tun import TunPort
+from udptunnel.wire.checksum import complete
 from udptunnel.wire.frame import Buffer
 from udptunnel.wire.ip import DONT_FRAGMENT, MORE_FRAGMENTS, hostOf
 from udptunnel.wire.segments import cut
@@ -38,6 +39,9 @@ QUEUE_BYTES = 4 << 20
 
 ANY_PORT = 9
 """Nothing is ever sent there: only the way is asked for."""
+
+_CHECKSUM_PLACES, _CHECKSUM_PLACES_AT = Struct("=HH"), 6
+"""Of a virtio header csum_start and csum_offset."""
 
 _FAMILY, _FLAGS, _FLAGS_AT, _OFFSET = Struct("=H"), Struct("!H"), 6, 0x1FFF
 
@@ -194,23 +198,35 @@ class RawInjector:
         six: list[Buffer] = []
         for packet in packets:
             whole = packet[0] if len(packet) == 1 else b"".join(packet)
-            if whole[0] & NEEDS_CSUM or whole[1]:
-                pieces = self._finished(whole)
-                (six if whole[VNET_BYTES] >> 4 == 6 else four).extend(pieces)
+            into = six if whole[VNET_BYTES] >> 4 == 6 else four
+            if whole[1]:
+                into += self._finished(whole)
+            elif whole[0] & NEEDS_CSUM:
+                into += self._completed(whole)
             else:
-                (six if whole[VNET_BYTES] >> 4 == 6 else four).append(memoryview(whole)[VNET_BYTES:])
+                into.append(memoryview(whole)[VNET_BYTES:])
         if four:
             self._send(self._four, four)
         if six:
             self._send(self._six, six)
 
     def _finished(self, whole: Buffer) -> Sequence[Buffer]:
-        """What a card would send: one packet or many, with full checksums."""
+        """What a card would send: packets with full checksums."""
         try:
             return cut(whole)
         except PacketError:
             self._counters.drop("inject headers")
             return ()
+
+    def _completed(self, whole: Buffer) -> Sequence[Buffer]:
+        """The same of what is one packet: the usual case, which should not cost what super-packets do."""
+        start, offset = _CHECKSUM_PLACES.unpack_from(whole, _CHECKSUM_PLACES_AT)
+        packet = bytearray(memoryview(whole)[VNET_BYTES:])
+        if start + offset + 2 > len(packet):
+            self._counters.drop("inject headers")
+            return ()
+        complete(packet, start, offset)
+        return (packet,)
 
     def _send(self, port: _RawPort, packets: list[Buffer]) -> None:
         if port.descriptor < 0:
