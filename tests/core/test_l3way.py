@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -109,7 +110,7 @@ class HandshakeTests(SynchronousTestCase):
         for _ in range(120):
             ends.now += 0.25
             moments += [ends.now] * len(ends.a.tick(ends.now))
-        gaps = [b - a for a, b in zip(moments, moments[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(moments)]
         self.assertTrue(0.9 <= gaps[0] <= 1.35 and 1.8 <= gaps[1] <= 2.5, gaps)
         self.assertTrue(all(4.5 <= gap <= 5.75 for gap in gaps[2:]), gaps)
 
