@@ -285,4 +285,4 @@ class TunTests(SynchronousTestCase):
         for packet in packets:
             self.assertTrue(checksumHolds(packet, parse(packet)))
         self.assertFalse(injector.segments)
-        self.assertEqual(self.counters.dropped, {"write EOPNOTSUPP": 1})
+        self.assertEqual(self.counters.dropped, {"write ENOTSUP": 1})

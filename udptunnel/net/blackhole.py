@@ -4,18 +4,19 @@ looks on.
 
 With raw sockets, the captured networks get a route on which packets vanish. Where packets are injected by a TUN that
 would be wrong: the host looks whether the source of what comes out of the TUN has a route back there (C{rp_filter},
-RFC 3704), and a route into nothing is none, whatever the filter is set to but 0. So the networks lead into the TUN, and
-only what arrives by the captured interface vanishes, by a rule::
+RFC 3704), and a route into nothing is none, whatever the filter is set to but 0. A rule that sends only what arrives by
+the captured interface into nothing is no better, for the host asks about the answer, which would arrive there. So the
+networks lead into the TUN, and a rule of nftables drops what was captured::
 
-    raw    route  blackhole NETWORK
-    tun    route  NETWORK dev TUN
-           rule   iif INTERFACE to NETWORK blackhole
+    raw    route     blackhole NETWORK
+    tun    route     NETWORK dev TUN
+           nftables  iifname INTERFACE daddr NETWORK drop
 
 Then also what the host itself sends to the other side, such as its ICMP errors, comes to us, out of the TUN.
 
-Routes and rules carry a protocol number of ours. Who lives holds a name for each of its networks, an abstract socket
-(unix(7)) that each network namespace has its own of and that nobody can leave behind: so the next start takes away
-what a killed process has left, and nothing else.
+Routes carry a protocol number of ours, and tables of nftables a name. Who lives holds a name for each of its networks,
+an abstract socket (unix(7)) that each network namespace has its own of and that nobody can leave behind: so the next
+start takes away what a killed process has left, and nothing else.
 """
 
 from __future__ import annotations
@@ -30,16 +31,14 @@ from typing import Protocol
 from twisted.logger import Logger
 
 from udptunnel.errors import RouteError
-from udptunnel.net.rtnetlink import USUAL_METRIC, Device, KernelRoute, LinuxRouting, Routing, Rule, networkOf
+from udptunnel.net.discards import Discards, LinuxDiscards, command
+from udptunnel.net.rtnetlink import USUAL_METRIC, Device, KernelRoute, LinuxRouting, Routing, networkOf
 
 PROTOCOL = 118
-"""Who has made a route or a rule: us, but not L{udptunnel.net.routes}."""
-
-PRIORITY = 30500
-"""Of our rules: behind that of the host's own addresses, before those that have to do with routes."""
+"""Who has made a route: us, but not L{udptunnel.net.routes}."""
 
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
-"""What the kernel says of a route, rule or device that is not there."""
+"""What the kernel says of a route, table or device that is not there."""
 
 _MARK = re.compile(r" ?\[udptunnel l3-tunnel: mtu was ([0-9]{1,6})\]")
 _LARGEST_ALIAS = 255
@@ -84,6 +83,7 @@ class Setup:
         mtu: int = 0,
         system: Routing | None = None,
         hold: Callable[[str], Name] = hold,
+        discards: Discards | None = None,
     ) -> None:
         """
         @param interface: where packets are captured.
@@ -92,6 +92,7 @@ class Setup:
             the hosts beside it, cards and C{veth} devices drop what is longer, and nobody tells these hosts.
         @param system: the operating system; Linux unless a test says otherwise.
         @param hold: takes a name that only one can have, as L{hold} does.
+        @param discards: what makes packets vanish that arrive; Linux unless a test says otherwise.
         """
         self.tun = ""
         self._interface = interface
@@ -99,6 +100,7 @@ class Setup:
         self._mtu = mtu
         self._system: Routing = system or LinuxRouting()
         self._hold = hold
+        self._discards: Discards = LinuxDiscards() if discards is None else discards
         self._names: list[Name] = []
         self._undo: list[tuple[Callable[..., None], tuple[object, ...]]] = []
 
@@ -115,7 +117,7 @@ class Setup:
             ip = "ip -6" if ":" in network else "ip"
             if tun:
                 lines.append(f"{ip} route add {network} dev {tun}")
-                lines.append(f"{ip} rule add iif {self._interface} to {network} blackhole priority {PRIORITY}")
+                lines.append(command(network, self._interface))
             else:
                 lines.append(f"{ip} route add blackhole {network}")
         if tun:
@@ -180,9 +182,8 @@ class Setup:
             ) from None
         self._undo.append((self._system.removeRoute, (route,)))
         if self.tun:
-            rule = Rule(family, PRIORITY, PROTOCOL, to=network, arriving=self._interface, silent=True)
-            self._system.addRule(rule)
-            self._undo.append((self._system.removeRule, (rule,)))
+            self._discards.add(network, self._interface)
+            self._undo.append((self._discards.remove, (network,)))
 
     def _forward(self, family: int) -> None:
         """What comes out of the TUN goes further. That ends with the TUN, so nothing is to be undone."""
@@ -219,9 +220,9 @@ class Setup:
     # -- what is left over
 
     def _sweep(self, devices: dict[str, Device]) -> None:
-        for rule in self._system.rules(PROTOCOL):
-            if self._isDead(rule.to):
-                _unlessGone(self._system.removeRule, rule)
+        for network in self._discards.networks():
+            if self._isDead(network):
+                _unlessGone(self._discards.remove, network)
         for route in self._system.routes(PROTOCOL):
             if self._isDead(route.network):
                 _unlessGone(self._system.removeRoute, route)
@@ -269,7 +270,7 @@ def _mtuName(device: Device) -> str:
     return f"mtu of {device.name}"
 
 
-def _unlessGone(call: Callable[..., None], what: KernelRoute | Rule) -> None:
+def _unlessGone(call: Callable[..., None], what: KernelRoute | str) -> None:
     try:
         call(what)
     except OSError as error:

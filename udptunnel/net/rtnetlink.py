@@ -30,7 +30,7 @@ _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _RTN_UNICAST, _RTN_BLACKHOLE, _RTN_UNREACHABLE = 1, 6, 7
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _RTM_F_CLONED = 0x200
-_FR_ACT_TO_TBL, _FR_ACT_GOTO, _FR_ACT_NOP, _FR_ACT_BLACKHOLE = 1, 2, 3, 6
+_FR_ACT_TO_TBL, _FR_ACT_GOTO, _FR_ACT_NOP = 1, 2, 3
 _FIB_RULE_INVERT = 2
 _NO_SUPPRESSION = 0xFFFFFFFF
 """From linux/rtnetlink.h and linux/fib_rules.h."""
@@ -105,12 +105,6 @@ class Rule(NamedTuple):
 
     specific: bool = False
     """Whether default routes of the table do not count (C{suppress_prefixlength 0})."""
-
-    arriving: str = ""
-    """Only for packets that arrive by this device."""
-
-    silent: bool = False
-    """Whether packets vanish (C{blackhole})."""
 
 
 class Routing(Protocol):
@@ -321,8 +315,6 @@ def _rule(message: Any) -> Rule:
         message.get_attr("FRA_FWMARK") or 0,
         int(str(port).partition(":")[0]) if port else 0,
         suppressed not in (None, _NO_SUPPRESSION),
-        message.get_attr("FRA_IIFNAME") or "",
-        message["action"] == _FR_ACT_BLACKHOLE,
     )
 
 
@@ -331,7 +323,7 @@ def _ruleFields(rule: Rule) -> dict[str, Any]:
         "family": _FAMILIES[rule.family],
         "priority": rule.priority,
         "protocol": rule.protocol,
-        "action": _action(rule),
+        "action": _FR_ACT_TO_TBL if rule.table else _FR_ACT_GOTO if rule.jump else _FR_ACT_NOP,
     }
     if rule.table:
         fields["table"] = rule.table
@@ -340,8 +332,6 @@ def _ruleFields(rule: Rule) -> dict[str, Any]:
     if rule.to:
         host, _, length = rule.to.partition("/")
         fields.update(dst=host, dst_len=int(length))
-    if rule.arriving:
-        fields["iifname"] = rule.arriving
     if rule.specific:
         fields["suppress_prefixlen"] = 0
     if rule.notMark:
@@ -349,12 +339,6 @@ def _ruleFields(rule: Rule) -> dict[str, Any]:
     if rule.notPort:
         fields.update(dport_range=f"{rule.notPort}:{rule.notPort}", flags=_FIB_RULE_INVERT)
     return fields
-
-
-def _action(rule: Rule) -> int:
-    if rule.silent:
-        return _FR_ACT_BLACKHOLE
-    return _FR_ACT_TO_TBL if rule.table else _FR_ACT_GOTO if rule.jump else _FR_ACT_NOP
 
 
 def networkOf(text: str) -> str:
