@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from itertools import count
 
 from udptunnel.core.l3join import Headed
@@ -135,8 +136,7 @@ class Moments:
         return next(self._moments)
 
     def random(self, length: int) -> bytes:
-        drawn = struct.pack("!II", self._seed, next(self._draws))
-        return (drawn[::-1] * (length // 8 + 1))[:length]
+        return sha256(struct.pack("!II", self._seed, next(self._draws))).digest()[:length]
 
 
 class Ends:
