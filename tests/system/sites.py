@@ -28,10 +28,10 @@ NAT = "10.78.0.1", "fd77:78::1"
 
 _RULES = """
 table ip nat {{
-    chain out {{ type nat hook postrouting priority 100; oifname "wan0" masquerade {how}; }}
+    chain out {{ type nat hook postrouting priority 100; oifname "wan0" meta l4proto {{ tcp, udp }} masquerade {how}; }}
 }}
 table ip6 nat {{
-    chain out {{ type nat hook postrouting priority 100; oifname "wan0" masquerade {how}; }}
+    chain out {{ type nat hook postrouting priority 100; oifname "wan0" meta l4proto {{ tcp, udp }} masquerade {how}; }}
 }}
 """
 

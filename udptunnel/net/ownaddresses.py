@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-_INTERNET, _INTERNET6 = "/proc/net/fib_trie", "/proc/net/if_inet6"
+_INTERNET, _INTERNET6 = "/proc/self/net/fib_trie", "/proc/self/net/if_inet6"
 
 
 def ownAddresses() -> frozenset[bytes]:
