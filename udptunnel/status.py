@@ -95,6 +95,9 @@ class _UnixConnection(HTTPConnection):
 
     def connect(self) -> None:
         """Connect."""
+        from udptunnel.net.platforms import require
+
+        require("a Unix socket")
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(PATIENCE_SECONDS)
         self.sock.connect(self._path)

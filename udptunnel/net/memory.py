@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-try:
-    from resource import getpagesize
-except ImportError:
-    getpagesize = None  # type: ignore[assignment]
+from udptunnel.net.platforms import resource
+
+getpagesize = getattr(resource, "getpagesize", None)
 
 
 def physicalBytes() -> int:

@@ -36,7 +36,7 @@ from udptunnel.net.packetpipe import LARGEST_MESSAGE, MakePipe, Pipe, connector
 from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
 from udptunnel.net.stack import Place, Stack, TcpReceiver, TunStack, firstThatWorks
-from udptunnel.net.tun import NAMES, Interface, LinuxSystem, System, TunOffload, TunPort
+from udptunnel.net.tun import NAMES, Interface, System, TunOffload, TunPort, systemHere
 from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.links import every
 from udptunnel.services.local import LocalService
@@ -99,7 +99,7 @@ class Tun2socksService(MultiService):
         pipe: MakePipe | None = None,
     ) -> None:
         """
-        @param system: the operating system; Linux unless a test says otherwise.
+        @param system: the operating system; this one unless a test says otherwise.
         @param routes: what leads packets into the TUN, for tests.
         @param tcp: carries connections on instead of a SOCKS5 server.
         @param udp: carries datagrams on instead of a SOCKS5 server: our own
@@ -119,7 +119,7 @@ class Tun2socksService(MultiService):
         self.counters = Counters()
         self.whenFailed: Callable[[str], None] = self._nobodyListens
         self._reactor = reactor
-        self._system = system or LinuxSystem()
+        self._system = system or systemHere()
         self._tunOffload = TunOffload(parseTunNames("none" if self._makePipe else config.tunOffload))
         self.routes = routes or Routes(captureOf(config))
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)

@@ -1,0 +1,107 @@
+"""
+Another system, as far as Python can play one: what Windows does not have is taken away from this process.
+
+C{python -m tests.elsewhere MODULE [WORD]...} runs a module there. It is done before anything of ours, and any reactor, is
+imported, and can not be undone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import sysconfig
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from typing import Any
+
+MODULES = frozenset(("fcntl", "grp", "pwd", "resource", "termios", "pytun", "pyroute2"))
+"""Modules that are not there."""
+
+NAMES: dict[Any, tuple[str, ...]] = {
+    errno: ("EBADFD",),
+    os: ("O_CLOEXEC", "O_NOFOLLOW", "chown", "fork", "geteuid", "killpg", "pipe2", "pwrite", "readv", "setsid")
+    + ("splice", "sysconf", "writev"),
+    select: ("epoll", "poll"),
+    signal: ("SIGALRM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "alarm", "pthread_sigmask", "sigwaitinfo"),
+    socket: ("AF_NETLINK", "AF_PACKET", "AF_UNIX", "MSG_DONTWAIT", "SOCK_CLOEXEC", "SOCK_NONBLOCK", "SO_BINDTODEVICE")
+    + ("SO_MARK", "SO_PEERCRED", "TCP_USER_TIMEOUT", "recv_fds", "send_fds"),
+}
+"""What modules do not have."""
+
+METHODS = "recvmsg", "recvmsg_into", "sendmsg", "sendmsg_afalg"
+"""What sockets can not do."""
+
+
+class _Nowhere(MetaPathFinder):
+    """Says of what is not there that it is not."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] in MODULES:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+class _Library(ctypes.CDLL):
+    """A library, which must have a name there."""
+
+    def __init__(self, name: str | None, *arguments: Any, **others: Any) -> None:
+        if name is None:
+            raise TypeError("bad argument type for built-in operation")
+        super().__init__(name, *arguments, **others)
+
+
+class _Absent:
+    """A method that is not there, neither of an object nor of its class."""
+
+    def __set_name__(self, owner: Any, name: str) -> None:
+        self._name = name
+
+    def __get__(self, one: Any, owner: Any = None) -> Any:
+        raise AttributeError(self._name)
+
+
+def _pair(*_: Any) -> tuple[socket.socket, socket.socket]:
+    """As C{socket.socketpair} where there are no Unix sockets: two ends of a connection on loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    return near, far
+
+
+def go() -> None:
+    """Be there from now on."""
+    # What is known of this Python is in a file that is called after the system.
+    sysconfig.get_config_vars()
+    for name in MODULES:
+        sys.modules.pop(name, None)
+    sys.meta_path.insert(0, _Nowhere())
+    for module, names in NAMES.items():
+        for name in names:
+            vars(module).pop(name, None)
+    for name in METHODS:
+        method = _Absent()
+        method.__set_name__(socket.socket, name)
+        setattr(socket.socket, name, method)
+    socket.socketpair = _pair  # type: ignore[assignment]
+    ctypes.CDLL = _Library  # type: ignore[misc]
+    sys.platform = "elsewhere"
+    # Twisted asks itself, once, which of its modules there are.
+    from twisted.python import runtime
+
+    runtime.platformType = "elsewhere"
+
+
+def main(words: Sequence[str]) -> None:
+    """Run a module there."""
+    go()
+    sys.argv[:] = words
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
