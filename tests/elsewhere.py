@@ -1,8 +1,8 @@
 """
 Another system, as far as Python can play one: what Windows does not have is taken away from this process.
 
-C{python -m tests.elsewhere MODULE [WORD]...} runs a module there. It is done before anything of ours, and any reactor, is
-imported, and can not be undone.
+C{python -m tests.elsewhere PROGRAM [WORD]...} runs a program there, with the C{select} reactor; C{core} is the suite
+of what must work there. All is taken away before anything of ours, and any reactor, is imported, and does not come back.
 """
 
 from __future__ import annotations
@@ -17,22 +17,31 @@ import socket
 import sys
 import sysconfig
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from typing import Any
 
 MODULES = frozenset(("fcntl", "grp", "pwd", "resource", "termios", "pytun", "pyroute2"))
 """Modules that are not there."""
 
-NAMES: dict[Any, tuple[str, ...]] = {
-    errno: ("EBADFD",),
-    os: ("O_CLOEXEC", "O_NOFOLLOW", "chown", "fork", "geteuid", "killpg", "pipe2", "pwrite", "readv", "setsid")
-    + ("splice", "sysconf", "writev"),
-    select: ("epoll", "poll"),
-    signal: ("SIGALRM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "alarm", "pthread_sigmask", "sigwaitinfo"),
-    socket: ("AF_NETLINK", "AF_PACKET", "AF_UNIX", "MSG_DONTWAIT", "SOCK_CLOEXEC", "SOCK_NONBLOCK", "SO_BINDTODEVICE")
-    + ("SO_MARK", "SO_PEERCRED", "TCP_USER_TIMEOUT", "recv_fds", "send_fds"),
+NAMES: dict[Any, str] = {
+    errno: "EBADFD",
+    os: "O_CLOEXEC O_NOFOLLOW chown fork geteuid killpg pipe2 pwrite readv setsid splice sysconf writev",
+    select: "epoll poll",
+    signal: "SIGALRM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 alarm pthread_sigmask sigwaitinfo",
+    socket: "AF_NETLINK AF_PACKET AF_UNIX MSG_DONTWAIT SOCK_CLOEXEC SOCK_NONBLOCK SO_BINDTODEVICE SO_MARK SO_PEERCRED "
+    "TCP_USER_TIMEOUT recv_fds send_fds",
 }
 """What modules do not have."""
+
+PROGRAMS = {"twistd": "twisted.scripts.twistd:run", "udptunnel": "udptunnel.console:main"}
+"""Programs, and the functions that they are."""
+
+CORE = ()
+"""
+The tests of what works everywhere: all of core and wire, and of the other layers those modules of tests that need
+nothing of Linux themselves.
+"""
 
 METHODS = "recvmsg", "recvmsg_into", "sendmsg", "sendmsg_afalg"
 """What sockets can not do."""
@@ -81,7 +90,7 @@ def go() -> None:
         sys.modules.pop(name, None)
     sys.meta_path.insert(0, _Nowhere())
     for module, names in NAMES.items():
-        for name in names:
+        for name in names.split():
             vars(module).pop(name, None)
     for name in METHODS:
         method = _Absent()
@@ -90,17 +99,28 @@ def go() -> None:
     socket.socketpair = _pair  # type: ignore[assignment]
     ctypes.CDLL = _Library  # type: ignore[misc]
     sys.platform = "elsewhere"
-    # Twisted asks itself, once, which of its modules there are.
+    # Twisted looks once which of its modules there are. Its twistd of Windows is plain Python; its reactors are not.
     from twisted.python import runtime
 
+    runtime.platformType = "win32"
+    import_module("twisted.scripts.twistd")
     runtime.platformType = "elsewhere"
+    from twisted.internet import selectreactor
+
+    selectreactor.install()
 
 
 def main(words: Sequence[str]) -> None:
-    """Run a module there."""
+    """Run a program there, C{twistd} or C{udptunnel}, or else a module."""
     go()
+    if words[0] == "core":
+        words = ("twisted.trial", *CORE, *words[1:])
     sys.argv[:] = words
-    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    if words[0] in PROGRAMS:
+        module, _, name = PROGRAMS[words[0]].partition(":")
+        getattr(import_module(module), name)()
+    else:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class ListenError(TunnelError):
 
 
 class MissingError(ConfigError, ListenError):
-    """This system lacks what something takes. The text names all of it. It shows when a role is made, or when it starts."""
+    """This system lacks what something takes; the text names all of it. It shows when a role is made, or starts."""
 
 
 class RouteError(ListenError):

@@ -287,7 +287,7 @@ class Pipe:
         raise NotImplementedError
 
     def _makeSocket(self) -> socket.socket:
-        require("a Unix socket")
+        require("a pipe")
         try:
             return socket.socket(socket.AF_UNIX, self.kind)
         except (AttributeError, OSError) as error:
@@ -564,7 +564,7 @@ def joint() -> tuple[MakePipe, MakePipe]:
 
     @raise ListenError: there are no such sockets here.
     """
-    require("a Unix socket")
+    require("a pipe")
     try:
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except (AttributeError, OSError) as error:

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from udptunnel.errors import MissingError
@@ -28,6 +29,14 @@ def found(name: str) -> Any:
         return import_module(name)
     except ImportError:
         return None
+
+
+def _isInstalled(name: str) -> bool:
+    """Whether there is a module, without loading it."""
+    try:
+        return name in sys.modules or find_spec(name) is not None
+    except ImportError:
+        return False
 
 
 def _library() -> Any:
@@ -63,10 +72,10 @@ PARTS: dict[str, Callable[[], bool]] = {
     "fork": lambda: hasattr(os, "fork"),
     "network namespaces": lambda: LINUX and hasattr(libc, "unshare"),
     "process groups": lambda: hasattr(os, "killpg"),
-    "pyroute2": lambda: found("pyroute2") is not None,
-    "pytun": lambda: found("pytun") is not None,
+    "pyroute2": lambda: _isInstalled("pyroute2"),
+    "pytun": lambda: _isInstalled("pytun"),
     "rtnetlink": lambda: hasattr(socket, "AF_NETLINK"),
-    "signals that wait": lambda: hasattr(signal, "sigwaitinfo"),
+    "sigwaitinfo": lambda: hasattr(signal, "sigwaitinfo"),
     "Unix sockets": lambda: hasattr(socket, "AF_UNIX"),
     "users and groups": lambda: grp is not None and pwd is not None,
 }
@@ -74,14 +83,19 @@ PARTS: dict[str, Callable[[], bool]] = {
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "a TUN": ("fcntl", "pytun", "pyroute2"),
+    "a TUN of somebody else": ("fcntl",),
     "proxy-controller": ("Unix sockets", "users and groups", "rtnetlink", "fcntl", "pytun", "pyroute2"),
-    "udptunnel run": ("network namespaces", "Unix sockets", "signals that wait", "fcntl", "pytun", "pyroute2"),
+    "udptunnel run": ("network namespaces", "Unix sockets", "sigwaitinfo", "fcntl", "pytun", "pyroute2"),
     "udptunnel up": ("fork", "process groups", "fcntl"),
-    "a Unix socket": ("Unix sockets",),
+    "a pipe": ("Unix sockets",),
+    "unix:PATH": ("Unix sockets",),
     "a network namespace": ("network namespaces", "Unix sockets", "pytun", "pyroute2"),
     "a program of others": ("process groups",),
 }
-"""What can not be had on every system, and what of L{PARTS} it takes. A TUN takes something else on macOS and Windows."""
+"""
+What can not be had on every system, and what of L{PARTS} it takes. A TUN takes something else
+on macOS (L{udptunnel.net.utun}) and on Windows (L{udptunnel.net.wintun}).
+"""
 
 LINUX_ONLY = frozenset(
     f"udptunnel.{name}"
@@ -98,7 +112,7 @@ LINUX_ONLY = frozenset(
         "tap.controller",
     )
 )
-"""Modules that are of use on Linux only. They can be imported everywhere, and say what is missing when they are used."""
+"""Modules that are of use on Linux only. They can be imported everywhere; who uses one is told what is missing."""
 
 
 def missing(parts: Iterable[str]) -> list[str]:
@@ -115,14 +129,13 @@ def require(what: str) -> None:
     """
     absent = missing(NEEDS[what])
     if absent:
-        raise MissingError(f"{what} needs {', '.join(absent)}: not to be had here; see docs/platforms.md")
+        raise MissingError(f"this system lacks {', '.join(absent)}, which {what} takes; see docs/platforms.md")
 
 
-def pathOf(reactor: object, offload: object) -> str:
+def isPortable(reactor: object, offload: object) -> bool:
     """
-    How datagrams are moved: by the portable path, or by which abilities of the kernel.
+    Whether datagrams take the portable path.
 
-    @param offload: in words; C{none} if the kernel is asked for nothing.
+    @param offload: what the kernel is asked for, in words.
     """
-    how = type(reactor).__name__.removesuffix("Reactor").lower()
-    return f"portable path (reactor {how}, no offload)" if str(offload) == "none" else f"reactor {how}, {offload}"
+    return str(offload) == "none" and type(reactor).__name__ == "SelectReactor"

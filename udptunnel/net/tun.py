@@ -221,7 +221,12 @@ class LinuxSystem:
         return os.writev(descriptor, buffers)
 
     def ioctl(self, descriptor: int, request: int, argument: int | bytes) -> Any:
-        """As C{fcntl.ioctl}."""
+        """
+        As C{fcntl.ioctl}.
+
+        @raise MissingError: there is none.
+        """
+        require("a TUN of somebody else")
         return fcntl.ioctl(descriptor, request, argument)
 
     def configure(self, name: str, interface: Interface) -> None:
@@ -242,6 +247,8 @@ class LinuxSystem:
 
         @raise MissingError: as L{open}.
         """
+        if not name:
+            return []
         require("a TUN")
         from pyroute2 import IPRoute
         from pyroute2.netlink.exceptions import NetlinkError
@@ -250,12 +257,11 @@ class LinuxSystem:
             with IPRoute() as route:
                 return [
                     f"{each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}"
-                    for index in (route.link_lookup(ifname=name) if name else ())
+                    for index in route.link_lookup(ifname=name)
                     for each in route.get_addr(index=index)
                 ]
         except NetlinkError as error:
             raise OSError(error.code, os.strerror(error.code)) from error
-
 
 
 def systemHere() -> System:

@@ -33,6 +33,7 @@ from udptunnel.net.netns import NetnsStack
 from udptunnel.net.nostack import NoStack
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.packetpipe import LARGEST_MESSAGE, MakePipe, Pipe, connector
+from udptunnel.net.platforms import isPortable
 from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
 from udptunnel.net.stack import Place, Stack, TcpReceiver, TunStack, firstThatWorks
@@ -372,6 +373,7 @@ class Tun2socksService(MultiService):
             **({"pipe": self.port.report()} if isinstance(self.port, Pipe) else {"tun": self.port.name}),
             "tunOffload": str(self._tunOffload),
             "offload": str(self.traffic.offload),
+            "portable": isPortable(self._reactor, self.traffic.offload),
             "stack": self.stack.name,
             "connections": len(self.stack),
             "tcp": self.tcp.report(),
