@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import resource
 import socket
@@ -18,6 +17,7 @@ from udptunnel.core.counters import Counters
 from udptunnel.core.nat import ACCEPT_SECONDS, ACK, PENDING_SECONDS, RST, SYN, Nat, Session
 from udptunnel.net import stack
 from udptunnel.net.descriptors import raiseDescriptorLimit
+from udptunnel.net.platforms import fcntl
 from udptunnel.net.stack import (
     SCARCE_SECONDS,
     Connection,

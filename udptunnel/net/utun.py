@@ -87,7 +87,8 @@ class UtunSystem:
 
     def write(self, descriptor: int, buffers: Sequence[Buffer]) -> int:
         """Write one packet, behind its family."""
-        family = FAMILIES.get(memoryview(buffers[0])[0] >> 4, FAMILIES[4])
+        first = next(each[0] for each in buffers if len(each))
+        family = FAMILIES.get(first >> 4, FAMILIES[4])
         return os.writev(descriptor, (family, *buffers)) - _FAMILY_BYTES
 
     def ioctl(self, descriptor: int, request: int, argument: int | bytes) -> Any:
