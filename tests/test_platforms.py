@@ -6,6 +6,7 @@ What was taken away does not come back, so each test runs processes of its own.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -47,20 +48,53 @@ that check-net says which path it is.
 SOCKS = "--socks-server-addr=127.0.0.1:1080"
 
 LACKING = (
-    ("twistd -n tun2socks --tundev=tun7 " + SOCKS, 1, "lacks fcntl, pytun, pyroute2, which a TUN takes"),
-    ("twistd -n tun2socks --tun-fd=0 " + SOCKS, 1, "lacks fcntl, which a TUN of somebody else takes"),
-    ("twistd -n tun2socks --pipe=a.pipe " + SOCKS, 1, "lacks Unix sockets, which a pipe takes"),
-    (
-        "twistd -n proxy-controller --socket=a.sock",
-        1,
-        "rtnetlink, fcntl, pytun, pyroute2, which proxy-controller takes",
-    ),
-    ("twistd -n udp-local --server=tcp:127.0.0.1:9 --socks=none --plugin=python", 1, "lacks process groups"),
-    ("udptunnel run -- true", 125, "lacks network namespaces, Unix sockets, sigwaitinfo"),
-    ("udptunnel up a.toml", 1, "lacks fork, process groups, fcntl, which udptunnel up takes"),
-    ("udptunnel status unix:a.sock", 1, "lacks Unix sockets"),
+    ("twistd -n tun2socks --tundev=tun7 " + SOCKS, "lacks fcntl, pytun, pyroute2, which a TUN takes"),
+    ("twistd -n proxy-controller --socket=a.sock", "rtnetlink, fcntl, pytun, pyroute2, which proxy-controller takes"),
 )
-"""Command lines that can not be had there, the exit status, and what is said."""
+"""Command lines that end with status 1 there, and what is said."""
+
+LACKING_ROLES = (
+    ("tun2socks --tun-fd=0 " + SOCKS, "lacks fcntl, which a TUN of somebody else takes"),
+    ("tun2socks --pipe=a.pipe " + SOCKS, "lacks Unix sockets, which a pipe takes"),
+    ("tun2socks --tundev=tun7 --fwmark=7 " + SOCKS, "lacks marks on sockets, which --fwmark takes"),
+    ("local --server=tcp:127.0.0.1:9 --socks=none --plugin=python3", "lacks process groups"),
+)
+"""The same of roles, without their processes."""
+
+LACKING_COMMANDS = (
+    ("run -- true", 125, "lacks network namespaces, Unix sockets, sigwaitinfo"),
+    ("up a.toml", 1, "lacks fork, process groups, fcntl, which udptunnel up takes"),
+    ("down a", 1, "lacks fork, process groups, fcntl, which udptunnel up takes"),
+    ("status unix:a.sock", 1, "lacks Unix sockets"),
+)
+"""The same of commands, and their exit status."""
+
+ASK = """
+import io, json, sys
+from contextlib import redirect_stderr
+from importlib import import_module
+from tests.elsewhere import go
+go()
+from udptunnel.console import main
+from udptunnel.errors import ListenError
+roles, commands = json.loads(sys.argv[1])
+said = []
+for name, *words in map(str.split, roles):
+    role = import_module("udptunnel.tap." + name)
+    options = role.Options()
+    options.parseOptions(words)
+    try:
+        role.makeService(options).startService()
+    except (ListenError, SystemExit) as error:
+        said.append(str(error))
+for words in map(str.split, commands):
+    with redirect_stderr(io.StringIO()) as err:
+        try:
+            main(words)
+        except SystemExit as end:
+            said.append([end.code, err.getvalue()])
+print(json.dumps(said))
+"""
 
 
 class ElsewhereTests(SynchronousTestCase):
@@ -102,15 +136,22 @@ class ElsewhereTests(SynchronousTestCase):
 
     def test_lacking(self) -> None:
         """What can not be had there is refused at once, with the names of all that is missing and no traceback."""
-        together = 4
-        for place in range(0, len(LACKING), together):
-            cases = LACKING[place : place + together]
-            processes = [self.start("-m", "tests.elsewhere", *line.split()) for line, _, _ in cases]
-            for (line, status, text), process in zip(cases, processes, strict=True):
-                said, _ = process.communicate(timeout=PATIENCE_SECONDS)
-                self.assertEqual(process.returncode, status, f"{line}: {said}")
-                self.assertIn(text, said, line)
-                self.assertNotIn("Traceback", said, line)
+        processes = [self.start("-m", "tests.elsewhere", *line.split()) for line, _ in LACKING]
+        for (line, text), process in zip(LACKING, processes, strict=True):
+            said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+            self.assertEqual(process.returncode, 1, f"{line}: {said}")
+            self.assertIn(text, said, line)
+            self.assertNotIn("Traceback", said, line)
+
+    def test_lackingMore(self) -> None:
+        """The same of everything else, in one process."""
+        roles, commands = [line for line, _ in LACKING_ROLES], [line for line, *_ in LACKING_COMMANDS]
+        answers = json.loads(self.assertWorks("-c", ASK, json.dumps([roles, commands])).splitlines()[-1])
+        for (line, text), said in zip(LACKING_ROLES, answers, strict=False):
+            self.assertIn(text, said, line)
+        for (line, status, text), (code, said) in zip(LACKING_COMMANDS, answers[len(roles) :], strict=True):
+            self.assertEqual(code, status, f"{line}: {said}")
+            self.assertIn(text, said, line)
 
 
 class PageTests(SynchronousTestCase):

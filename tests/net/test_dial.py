@@ -175,6 +175,7 @@ class ReachedTests(DialTestCase):
         self.turn(lambda: self.caller.over)
         self.assertEqual(len(self.caller.replies), 1)
 
+    @needs("marks on sockets")
     def test_mark(self) -> None:
         """The socket bears the mark before it connects."""
         server = self.server()

@@ -25,6 +25,7 @@ from udptunnel.net.platforms import (
     require,
     socketOption,
 )
+from udptunnel.net.routes import Capture, Routes
 
 
 class Refusing(MetaPathFinder):
@@ -62,6 +63,13 @@ class PlatformsTests(SynchronousTestCase):
     def test_parts(self) -> None:
         """All that is needed for something can be looked for, and every part is needed for something."""
         self.assertEqual({part for parts in NEEDS.values() for part in parts}, set(PARTS))
+
+    def test_routes(self) -> None:
+        """Who wants routes where there is no way to set them is told by name."""
+        self.patch(platforms, "PARTS", {**PARTS, "rtnetlink": lambda: False})
+        routes = Routes(Capture(("10.0.0.0/8",)))
+        error = self.assertRaises(ListenError, routes.start, "tun7")
+        self.assertIn("lacks rtnetlink, which a route takes", str(error))
 
     def test_refused(self) -> None:
         """A module that may not be looked for is not there, either."""

@@ -70,6 +70,7 @@ GATHERS = hasattr(socket.socket, "sendmsg")
 PARTS: dict[str, Callable[[], bool]] = {
     "fcntl": lambda: fcntl is not None,
     "fork": lambda: hasattr(os, "fork"),
+    "marks on sockets": lambda: hasattr(socket, "SO_MARK"),
     "network namespaces": lambda: LINUX and hasattr(libc, "unshare"),
     "process groups": lambda: hasattr(os, "killpg"),
     "pyroute2": lambda: _isInstalled("pyroute2"),
@@ -84,6 +85,8 @@ PARTS: dict[str, Callable[[], bool]] = {
 NEEDS: dict[str, tuple[str, ...]] = {
     "a TUN": ("fcntl", "pytun", "pyroute2"),
     "a TUN of somebody else": ("fcntl",),
+    "--fwmark": ("marks on sockets",),
+    "a route": ("rtnetlink", "pyroute2"),
     "proxy-controller": ("Unix sockets", "users and groups", "rtnetlink", "fcntl", "pytun", "pyroute2"),
     "udptunnel run": ("network namespaces", "Unix sockets", "sigwaitinfo", "fcntl", "pytun", "pyroute2"),
     "udptunnel up": ("fork", "process groups", "fcntl"),

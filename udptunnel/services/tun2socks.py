@@ -33,7 +33,7 @@ from udptunnel.net.netns import NetnsStack
 from udptunnel.net.nostack import NoStack
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.packetpipe import LARGEST_MESSAGE, MakePipe, Pipe, connector
-from udptunnel.net.platforms import isPortable
+from udptunnel.net.platforms import isPortable, require
 from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
 from udptunnel.net.stack import Place, Stack, TcpReceiver, TunStack, firstThatWorks
@@ -114,6 +114,8 @@ class Tun2socksService(MultiService):
         self.setName("tun2socks")
         self._makePipe = pipe or (connector(*config.pipe) if config.pipe is not None else None)
         _check(config, pipe is not None)
+        if config.fwmark:
+            require("--fwmark")
         self._given = config
         self.config = config = withAddresses(config)
         self.clock: Callable[[], float] = reactor.seconds
