@@ -53,7 +53,6 @@ CORE = (
     "tests.net.test_gateway",
     "tests.net.test_inside",
     "tests.net.test_link",
-    "tests.net.test_mmsg",
     "tests.net.test_names",
     "tests.net.test_nostack",
     "tests.net.test_offload",
@@ -68,9 +67,9 @@ CORE = (
     "tests.net.test_socks5client",
     "tests.net.test_socksegress",
     "tests.net.test_socksudp",
+    "tests.net.test_stack",
     "tests.net.test_tls",
     "tests.net.test_tunentry",
-    "tests.net.test_utun",
     "tests.net.test_watch",
     "tests.net.test_wintun",
     "tests.services.test_authority",
@@ -177,7 +176,7 @@ def main(words: Sequence[str]) -> None:
     """Run a program there, C{twistd} or C{udptunnel}, or else a module."""
     go()
     if words[0] == "core":
-        words = ("twisted.trial", *CORE, *words[1:])
+        words = ("twisted.trial", *words[1:], *CORE)
     sys.argv[:] = words
     if words[0] in PROGRAMS:
         module, _, name = PROGRAMS[words[0]].partition(":")

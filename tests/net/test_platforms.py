@@ -66,7 +66,7 @@ class PlatformsTests(SynchronousTestCase):
 
     def test_routes(self) -> None:
         """Who wants routes where there is no way to set them is told by name."""
-        self.patch(platforms, "PARTS", {**PARTS, "rtnetlink": lambda: False})
+        self.patch(platforms, "PARTS", {**dict.fromkeys(PARTS, lambda: True), "rtnetlink": lambda: False})
         routes = Routes(Capture(("10.0.0.0/8",)))
         error = self.assertRaises(ListenError, routes.start, "tun7")
         self.assertIn("lacks rtnetlink, which a route takes", str(error))
