@@ -55,6 +55,8 @@ table inet watch {
 class FloodTestCase(SystemTestCase):
     """A tunnel, an echo target, and a flow that is to go on."""
 
+    alone = True
+
     atServer: tuple[str, ...] = ()
     atLocal: tuple[str, ...] = ()
 
