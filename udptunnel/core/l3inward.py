@@ -76,8 +76,9 @@ class Inward:
     def _fragmentRefusal(self, found: Packet, now: float) -> str:
         if found.fragment is None:
             return ""
-        bad = hidesHeader(found) or not self._fragments.mayPass(found, now)
-        return "inward fragment" if bad else ""
+        if hidesHeader(found) or not self._fragments.mayPass(found, now):
+            return "inward fragment"
+        return ""
 
     def _passOpen(self, packet: bytes, found: Packet) -> None:
         if found.protocol not in (TCP, UDP):

@@ -108,7 +108,9 @@ class Outward:
         """Our own messages would go round and round."""
         if self.peer is None or found.destination != self.peer[0] or found.protocol != UDP or found.fragment:
             return ""
-        return "outward loop" if parseUdp(raw, found).destinationPort == self.peer[1] else ""
+        if parseUdp(raw, found).destinationPort == self.peer[1]:
+            return "outward loop"
+        return ""
 
     def _tell(self, make: Callable[[Buffer, Packet], bytes | None], raw: Buffer, found: Packet, now: float) -> None:
         """Tell the sender of a packet why it goes no further."""

@@ -101,7 +101,9 @@ class Policy:
             if isMartian(packet.source) or isMartian(packet.destination):
                 return "outward martian"
             self._remember(self._good[0], pair)
-        return "outward options" if _hasOptions(packet, frame) else ""
+        if _hasOptions(packet, frame):
+            return "outward options"
+        return ""
 
     def inwardRefusal(self, packet: Packet, frame: Buffer) -> str:
         """Why a packet from the peer must not be injected; empty if it may."""
@@ -114,7 +116,9 @@ class Policy:
             if packet.destination in self._own:
                 return "inward own address"
             self._remember(self._good[1], pair)
-        return "inward options" if _hasOptions(packet, frame) else ""
+        if _hasOptions(packet, frame):
+            return "inward options"
+        return ""
 
     def _remember(self, good: set[bytes], pair: bytes) -> None:
         if len(good) >= MOST_REMEMBERED:
