@@ -37,7 +37,7 @@ def failure(code: int) -> OSError:
 
 def whole(ends: tuple[bytes, bytes], length: int, mayCut: bool = False) -> bytes:
     """A UDP packet with a full checksum."""
-    (packet,) = cut(udp(ends, bytes(length), 0))
+    packet = bytearray(cut(udp(ends, bytes(length), 0))[0])
     if mayCut:
         packet[6] = 0
     return bytes(packet)

@@ -230,6 +230,8 @@ class L3Service(MultiService):
     def _openRaw(self) -> Injector:
         injector = self._system.raw(self)
         injector.open()
+        # It cuts them again, but what is joined is judged and completed together.
+        self.way.join([TCP, UDP])
         self._prepare("")
         return injector
 
