@@ -18,6 +18,7 @@ from tests.core.l3 import (
     B,
     Ends,
     Moments,
+    completed,
     fragment,
     headerSum,
     joined,
@@ -51,14 +52,6 @@ ELSEWHERE = Address("203.0.113.9", 4444)
 def older(packet: bytes) -> bytes:
     """A packet as it arrives: one hop older."""
     return life(packet, 63)
-
-
-def completed(packet: bytes) -> bytes:
-    """A packet with a full checksum instead of a partial one."""
-    whole = bytearray(packet)
-    found = parse(packet)
-    complete(whole, found.payloadStart, 16 if found.protocol == TCP else 6)
-    return bytes(whole)
 
 
 class HandshakeTests(SynchronousTestCase):

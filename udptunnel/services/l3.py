@@ -31,6 +31,7 @@ from udptunnel.net.logs import lines
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.ownaddresses import ownAddresses
 from udptunnel.net.packet import CapturePort
+from udptunnel.net.platforms import require
 from udptunnel.net.sockaddr import familyOf
 from udptunnel.net.tun import Interface, Receiver, TunOffload, TunPort
 from udptunnel.services.l3outer import LinkOuter, Outer, UdpOuter
@@ -142,10 +143,13 @@ class L3Service(MultiService):
         """
         @param system: the operating system; Linux unless a test says otherwise.
         @raise ConfigError: something is missing, or contradicts something else.
+        @raise MissingError: this is not Linux, or not all is installed.
         """
         super().__init__()
         self.setName("l3-tunnel")
         _check(config)
+        if system is None:
+            require("l3-tunnel")
         self.config = config
         self.reactor = reactor
         self.clock: Callable[[], float] = reactor.seconds
