@@ -155,9 +155,9 @@ needs a network that lets UDP through.
 SHARE_TEXT = f"""
 What ours adds to each carrier: the median round trip at 1,000/s with ours less that without, wanted at most
 {MOST_TRIP * 1e3:g} ms; and how much less than iperf3's TCP our payload gets through, wanted at most
-{MOST_SHARE * 100:g} % where it is the carrier that limits. For that it stands *apart*: its programs have one core for
-themselves, and everything else has the others. Where all programs share all cores, the load generator too, and cores
-are few, the throughput rather counts what each program costs.
+{MOST_SHARE * 100:g} %. In one comparison all programs share all cores, the load generator too; where cores are few that
+counts what each program costs. In the other the carrier stands *apart*: its programs have one core for themselves, and
+everything else has the others.
 """.strip()
 
 
