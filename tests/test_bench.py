@@ -672,29 +672,3 @@ class L3Tests(SynchronousTestCase):
         self.assertEqual(l3.parse(["--only", "ours-raw,routed"]).only, ["ours-raw", "routed"])
         self.patch(sys, "stderr", mock.Mock())
         self.assertRaises(SystemExit, l3.parse, ["--measure", "nonsense"])
-
-
-class DirectionTests(SynchronousTestCase):
-    """One way of the wide-area link."""
-
-    def test_delay(self) -> None:
-        """A packet arrives when it has passed the slow part and travelled."""
-        way = Direction(delay=0.025, rate=1000.0, queue=500.0)
-        self.assertTrue(way.enter(b"x" * 100, 10.0))
-        self.assertAlmostEqual(way.next, 10.125)
-        self.assertEqual(way.leave(10.12), [])
-        self.assertEqual(way.leave(10.126), [b"x" * 100])
-        self.assertEqual(way.next, math.inf)
-
-    def test_rate(self) -> None:
-        """Packets that come together pass one after the other, in their order."""
-        way = Direction(delay=0.0, rate=1000.0, queue=500.0)
-        for letter in (b"a", b"b", b"c"):
-            way.enter(letter * 100, 0.0)
-        self.assertEqual(way.leave(0.201), [b"a" * 100, b"b" * 100])
-
-    def test_queue(self) -> None:
-        """What finds the queue full is dropped, and there is room again when some have passed."""
-        way = Direction(delay=0.0, rate=1000.0, queue=500.0)
-        self.assertEqual([way.enter(bytes(100), 0.0) for _ in range(8)], [True] * 6 + [False] * 2)
-        self.assertTrue(way.enter(bytes(100), 0.15))
