@@ -422,7 +422,7 @@ class HostileTests(SynchronousTestCase):
 
     def test_tries(self) -> None:
         """Replayed, altered and truncated messages, and those of strangers: 0 injected, 0 answers."""
-        injected, answers = tries(3000, 1)
+        injected, answers = tries(2000, 1)
         self.assertEqual((injected, answers), (0, 0))
 
     def test_counted(self) -> None:
