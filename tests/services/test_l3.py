@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.l3 import ALICE4, BEHIND_A, BEHIND_B, BOB4, FOUR, KEY, headerSum, life, plain, udpPacket
 from udptunnel.config import L3Config, fill
+from udptunnel.core.l3way import Message
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.datagrams import DatagramPort
 from udptunnel.net.testing import PortReactor, RecordingLink
@@ -376,5 +377,7 @@ class LinkTests(ServiceTestCase):
         association.outlet.send(target, 40, bytes(40))
         self.assertEqual(service.counters.dropped, {"stranger": 1})
         self.assertEqual([len(each) for each in split(size, payload)], [68])
+        outer.send([Message(target, 1400, bytes(47 * 1400))])
+        self.assertEqual([len(parcel[3]) for parcel in link.parcels[1:]], [46 * 1400, 1400])
         outer.stop()
         self.assertEqual(len(local.session.associations), 0)

@@ -151,8 +151,12 @@ class SystemTestCase(TakesTurns, SynchronousTestCase):
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir(parents=True)
         self._started: list[Program] = []
-        self.network = Network()
+        self.network = self.makeNetwork()
         self.addCleanup(self.network.remove)
+
+    def makeNetwork(self) -> Any:
+        """The namespaces of a test."""
+        return Network()
 
     def run(self, result: Any) -> Any:
         """Show what the programs said, if the test fails."""
