@@ -75,6 +75,14 @@ def partial(packet: bytes) -> bytes:
     return packVnet(VnetHeader(NEEDS_CSUM, 0, 0, 0, found.payloadStart, offset)) + packet
 
 
+def completed(packet: Buffer) -> bytes:
+    """A packet of TCP or UDP with a full checksum instead of a partial one."""
+    whole = bytearray(packet)
+    found = parse(whole)
+    complete(whole, found.payloadStart, TCP_CHECKSUM if found.protocol == TCP else UDP_CHECKSUM)
+    return bytes(whole)
+
+
 def superPacket(packet: bytes, size: int, kind: int | None = None) -> bytes:
     """A packet with a partial checksum as a super-packet of payloads of some size, behind a virtio header."""
     found = parse(packet)

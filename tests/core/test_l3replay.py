@@ -98,6 +98,13 @@ class ReplayTests(SynchronousTestCase):
             expected = [single.accept(counter) for counter in counters]
             self.assertEqual(together.acceptAll(counters) or [True] * length, expected)
 
+    def test_turn(self) -> None:
+        """When the bitmap has gone round, nothing is left of what stood there."""
+        window, turn = ReplayWindow(), WINDOW + 64
+        self.assertIsNone(window.acceptAll(list(range(64))))
+        self.assertIsNone(window.acceptAll(list(range(turn + 32, turn + 64))))
+        self.assertTrue(all(window.accept(counter) for counter in range(turn, turn + 32)))
+
     def test_lastRun(self) -> None:
         """A burst at the end of all numbers is taken as far as they go."""
         window = ReplayWindow()

@@ -183,6 +183,7 @@ class ConfigurationTests(ServiceTestCase):
             ({}, "--local 127.0.0.1:0: without --peer"),
             ({"link": ["tcp:127.0.0.1:1"]}, "--link: give --peer"),
             ({"peer": "nobody.invalid:1"}, "--peer nobody.invalid:1"),
+            ({"peer": "127.0.0.1:1", "mtu": "67"}, "--mtu 67: expected 0, or at least 68"),
         ):
             error = self.assertRaises(ConfigError, self.make, **texts)
             self.assertIn(word, str(error))
@@ -330,10 +331,10 @@ class LifeTests(ServiceTestCase):
         """The longest packet is what fits the path, as it is now; unless it was given."""
         service, system = self.start(peer="127.0.0.1:9")
         self.assertEqual(service.way.mtu, USUAL_MTU)
-        for outer in (1500, 1400):
+        for outer, inner in ((1500, 1440), (1400, 1340), (100, 68)):
             system.mtu = outer
             self.tick(LOOKS)
-            self.assertEqual(service.way.mtu, outer - 60)
+            self.assertEqual(service.way.mtu, inner)
         six, system = self.make(peer="[::1]:9", local=None)
         system.mtu = 1500
         six._look()

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import socket
 import struct
@@ -38,6 +37,7 @@ from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
 from udptunnel.net.mmsg import PacketInbox
 from udptunnel.net.packetfilter import INSTRUCTION, capturing
+from udptunnel.net.platforms import fcntl
 from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.tun import HEADER_BYTES, LARGEST_PACKET, Receiver
 from udptunnel.wire.ip import IPV6_BYTES
