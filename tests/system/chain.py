@@ -27,7 +27,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.system.clients import LARGEST
-from tests.system.hops import FLOWS, NAMES, Hop
+from tests.system.hops import FLOWS, NAMES, Flow, Hop
 from tests.system.hoptable import Watch
 from tests.system.namespaces import Namespace, Network, run
 from tests.system.programs import ECHO, Program, until
@@ -46,8 +46,6 @@ AGAIN_SECONDS = 5.0
 
 PLUGINS = ("ss-tunnel", "obfs-local"), ("ss-local", "obfs-local"), ("ss-server", "obfs-server")
 """What starts which plugin."""
-
-FILE_BYTES = 24 << 20
 
 Say = Callable[[str], None]
 
@@ -122,22 +120,17 @@ class Chain:
     # -- between client and server
 
     def _count(self) -> list[Filter]:
-        ports = ", ".join(map(str, self.flow.carriers))
-        if not ports:
-            return []
         return [
-            Filter(self.network.server, **_rules("down0", "dport", ports)),
-            Filter(self.network.client, **_rules("up0", "sport", ports)),
+            Filter(self.network.server, **_rules("down0", "dport", self.flow)),
+            Filter(self.network.client, **_rules("up0", "sport", self.flow)),
         ]
 
     def counted(self) -> str:
         """
-        See that between client and server there was TCP of the carrier alone, and not one datagram.
+        See that between client and server there was TCP of the carrier alone, and not one datagram but shadowsocks'.
 
         @return: in words.
         """
-        if not self._counted:
-            return "this flow has UDP of shadowsocks between client and server"
         carried = 0
         for each in self._counted:
             carried += each["carrier"]
@@ -181,11 +174,12 @@ class Chain:
         return time.monotonic() - begin
 
 
-def _rules(device: str, which: str, ports: str) -> dict[str, str]:
+def _rules(device: str, which: str, flow: Flow) -> dict[str, str]:
+    ports = f"{which} {{ {', '.join(map(str, flow.carriers))} }}"
     kinds = {
-        "datagrams": "meta l4proto udp",
-        "carrier": f"tcp {which} {{ {ports} }}",
-        "others": f"tcp {which} != {{ {ports} }}",
+        "datagrams": f"udp {which} != {flow.datagrams}" if flow.datagrams else "meta l4proto udp",
+        "carrier": f"tcp {ports}",
+        "others": f"tcp {ports.replace('{', '!= {')}",
     }
     return {name: f'iifname "{device}" {rule}' for name, rule in kinds.items()}
 
@@ -258,7 +252,7 @@ def _show(stage: _Stage, flow: str, arguments: argparse.Namespace, say: Say) -> 
         check()
         say(f"{what}: all right")
     if arguments.load:
-        traffic.load(arguments.load, arguments.rate, FILE_BYTES, say)
+        traffic.load(arguments.load, arguments.rate, int(arguments.load * 1e6), say)
     if arguments.kill:
         chain.killEach(traffic, say)
     say(chain.counted())

@@ -230,7 +230,9 @@ class Flow(NamedTuple):
     what: str
     hops: Callable[[Path, tuple[str, ...]], list[Hop]]
     carriers: tuple[int, ...] = (CARRIER,)
-    """Ports of the server: what goes between client and server goes there, over TCP; if there is none, UDP may."""
+    """Ports of the server: all TCP between client and server goes there."""
+    datagrams: int = 0
+    """Likewise of UDP; if there is none, there is no UDP either."""
     isForwarded: bool = False
 
 
@@ -238,7 +240,7 @@ FLOWS = {
     "2": Flow("TUN, tun2socks, udp-local, ss-local, ss-server, udp-server", _shadowsocks),
     "3": Flow("the same by ss-tunnel, with simple-obfs on the wire", _obfuscated),
     "4": Flow("the whole chain, with packets and a second shadowsocks at the far side", _whole),
-    "5": Flow("TCP by one ss-local, UDP by another one", _apart, ()),
+    "5": Flow("TCP by one ss-local, UDP by another one", _apart, (CARRIER,), BEYOND),
     "6": Flow("udp-local, whose link goes into the TUN", _localFirst, isForwarded=True),
     "7": Flow("Dante instead of shadowsocks", _otherSocks, (PROXY,)),
     "7-none": Flow("links without a carrier", _noCarrier, (PROXY, LINK)),

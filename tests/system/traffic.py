@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from tests.system.hops import ANYBODY, DNS, FORWARDED, NUMBERED, TEXT
 from tests.system.namespaces import Namespace, Network
 from tests.system.programs import ECHO, Program, until
 from tests.system.stream import Stream
-from tests.system.tunnelled import block
+from tests.system.tunnelled import Files, block
 
 TARGET, TARGET6 = Network.atTarget
 FILES = 8081
@@ -25,7 +24,8 @@ SIZE, WINDOW = 1200, 64
 """Bytes of a numbered datagram, and how many may be under way at most."""
 
 PAGE = b"It works through all of them.\n"
-CURL_SECONDS = "120"
+CURL_SECONDS, CURL_RATE = 300.0, "2M"
+"""How long curl may take, and how many bytes a second: it is to be there as long as the datagrams are."""
 
 
 class Starter(Protocol):
@@ -66,8 +66,7 @@ class Traffic:
         self.echo = Echo(network.target, *((host, ECHO) for host in Network.atTarget))
         (folder / "files").mkdir()
         (folder / "files" / "page").write_bytes(PAGE)
-        words = "-m", "http.server", str(FILES), "--bind", "::", "--directory", str(folder / "files")
-        starter.start(network.target, sys.executable, *words)
+        self._web = Files(network.target, folder / "files", FILES)
         records = f"--host-record=www.tunnel.test,{TARGET},{TARGET6}", f"--host-record=four.tunnel.test,{TARGET}"
         words = f"--listen-address={TARGET}", "--bind-interfaces", "--no-resolv", "--no-hosts", "--conf-file=/dev/null"
         log = "--log-queries", "--log-facility=-", "--user=root"
@@ -77,6 +76,7 @@ class Traffic:
     def close(self) -> None:
         """Close the sockets."""
         self.echo.close()
+        self._web.close()
         for each in self._sockets:
             each.close()
 
@@ -219,11 +219,12 @@ class Traffic:
 
     def _fetch(self, size: int) -> Program:
         (self._folder / "files" / "file").write_bytes(block(size))
-        words = "-sS", "-m", CURL_SECONDS, "-o", str(self._folder / "fetched"), f"http://{TARGET}:{FILES}/file"
+        limits = "-m", f"{CURL_SECONDS:g}", "--limit-rate", CURL_RATE
+        words = "-sS", *limits, "-o", str(self._folder / "fetched"), f"http://{TARGET}:{FILES}/file"
         return self._starter.start(self.network.client, "curl", *words)
 
     def _fetched(self, curl: Program, size: int) -> None:
-        until(lambda: curl.process.poll() is not None, "curl does not end", float(CURL_SECONDS))
+        until(lambda: curl.process.poll() is not None, "curl does not end", CURL_SECONDS)
         _require(curl.said == "", f"curl says {curl.said!r}")
         _require((self._folder / "fetched").read_bytes() == block(size), "what curl got is not what was sent")
 
