@@ -58,35 +58,40 @@ class UpTestCase(SystemTestCase):
         (self.folder / "client.toml").write_text(client.replace(FAR, Network.atServer[0]))
         (self.folder / "exit.toml").write_text(allowed)
 
-    def command(self, command: str, side: str) -> subprocess.CompletedProcess[str]:
-        """Run C{udptunnel} in the namespace of a side."""
-        words = *UDPTUNNEL, command, "--run-dir", "run", f"{side}.toml"
-        return subprocess.run(
-            self.sides[side].command(*words),
+    def command(self, command: str, *sides: str) -> list[str]:
+        """Run C{udptunnel} in the namespaces of some sides, at the same time; what it has said at each of them."""
+        running = {side: self._launch(command, side) for side in sides}
+        ended = {side: (*each.communicate(timeout=60), each.returncode) for side, each in running.items()}
+        for side, (_, complaint, status) in ended.items():
+            self.assertEqual(status, 0, complaint + self.log(side))
+        return [said for said, _, _ in ended.values()]
+
+    def _launch(self, command: str, side: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.sides[side].command(*UDPTUNNEL, command, "--run-dir", "run", f"{side}.toml"),
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
         )
 
-    def up(self, side: str) -> str:
-        done = self.command("up", side)
-        self.assertEqual(done.returncode, 0, done.stderr + self.log(side))
-        return done.stdout
+    def up(self, *sides: str) -> list[str]:
+        """Bring sides up."""
+        return self.command("up", *sides)
 
     def downIfUp(self, side: str) -> None:
         """Take down what a test that has failed has left."""
         if (self.folder / "run" / f"{side}.pid").exists():
             self.command("down", side)
 
-    def down(self, side: str) -> None:
-        """Take a side down: no process, route, rule or device of it is left."""
-        done = self.command("down", side)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(processes(self.sides[side]), {})
-        self.assertEqual(wiring(self.sides[side]), self.wirings[side])
-        self.assertNotIn("Traceback", self.log(side))
+    def down(self, *sides: str) -> None:
+        """Take sides down: no process, route, rule or device of them is left."""
+        self.command("down", *sides)
+        for side in sides:
+            self.assertEqual(processes(self.sides[side]), {})
+            self.assertEqual(wiring(self.sides[side]), self.wirings[side])
+            self.assertNotIn("Traceback", self.log(side))
 
     def log(self, side: str) -> str:
         file = self.folder / "run" / f"{side}.log"
@@ -130,15 +135,15 @@ class WholeTests(UpTestCase):
         now = time.monotonic()
         until(lambda: pulse.last > now, f"no echo, {what}", seconds)
 
-    def test_exitFirst(self) -> None:
+    def test_together(self) -> None:
         """
-        Two commands bring a datagram through, and two others leave nothing behind.
+        Two commands at the same time bring a datagram through, and two others leave nothing behind.
 
         Each program of the chain is killed under traffic meanwhile; datagrams come again soon.
         """
-        said = {side: self.up(side) for side in ("exit", "client")}
-        self.assertRegex(said["client"], r"(?m)^tun2socks +is up$")
-        self.assertRegex(said["exit"], r"(?m)^ss-server +runs, process \d+$")
+        exit_, client = self.up("exit", "client")
+        self.assertRegex(client, r"(?m)^tun2socks +is up$")
+        self.assertRegex(exit_, r"(?m)^ss-server +runs, process \d+$")
         pulse = self.pulse()
         self.assertBeats(pulse, "at first", SETTLED_SECONDS)
         for side, name in (
@@ -152,12 +157,11 @@ class WholeTests(UpTestCase):
             self.assertBeats(pulse, f"although {name} was only killed")
             self.assertNotEqual(processes(self.sides[side])[name], before.get(name))
         pulse.stop()
-        for side in ("exit", "client"):
-            self.down(side)
+        self.down("exit", "client")
 
     def test_clientFirst(self) -> None:
         """
-        In the other order, too.
+        The client may be up long before the exit.
 
         If udptunnel itself is killed nothing of it stays but rules, which C{down} removes.
         """
@@ -173,8 +177,7 @@ class WholeTests(UpTestCase):
         self.up("client")
         self.assertBeats(pulse, "when it is up again", SETTLED_SECONDS)
         pulse.stop()
-        self.down("client")
-        self.down("exit")
+        self.down("client", "exit")
 
 
 class PluginTests(CarrierTestCase):
