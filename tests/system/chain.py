@@ -44,7 +44,7 @@ READY_SECONDS = 20.0
 AGAIN_SECONDS = 5.0
 """How soon flows come again, counted from when the program that was killed is ready again."""
 
-PLUGINS = ("ss-tunnel", "obfs-local"), ("ss-local", "obfs-local"), ("ss-server", "obfs-server")
+PLUGINS = ("ss-tunnel", "obfs-local"), ("ss-server", "obfs-server")
 """What starts which plugin."""
 
 Say = Callable[[str], None]
@@ -57,6 +57,7 @@ class Chain:
     @ivar flow: which.
     @ivar hops: from the application to the target, by name.
     @ivar running: the processes, by name.
+    @ivar filters: what counts packets between client and server, in either direction.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Chain:
         self.hops = {each.name: each for each in given}
         self.running: dict[str, Program] = {}
         self._starter = starter
-        self._counted = self._count()
+        self.filters = self._count()
 
     def namespaceOf(self, hop: Hop) -> Namespace:
         """Where it runs."""
@@ -117,6 +118,15 @@ class Chain:
         if program.process.poll() is not None:
             raise AssertionError(f"{name} has ended: {program.said}")
 
+    def become(self, flow: str, folder: Path) -> None:
+        """Be another flow of the same programs: those that have other options are ended, and started with these."""
+        before, self.hops = self.hops, {each.name: each for each in FLOWS[flow].hops(folder, ())}
+        changed = [name for name, hop in self.hops.items() if hop.command != before[name].command]
+        for name in changed:
+            self.running[name].stop()
+        for name in changed:
+            self.launch(name)
+
     # -- between client and server
 
     def _count(self) -> list[Filter]:
@@ -132,7 +142,7 @@ class Chain:
         @return: in words.
         """
         carried = 0
-        for each in self._counted:
+        for each in self.filters:
             carried += each["carrier"]
             if not each["carrier"] or each["datagrams"] or each["others"]:
                 found = {name: each[name] for name in ("carrier", "datagrams", "others")}
