@@ -225,8 +225,8 @@ class FileTests(FifoTestCase):
     def test_noPipes(self) -> None:
         """Where there are no named pipes, both ends say so."""
         self.patch(fifo, "fcntl", None)
-        self.patch(fifo.os, "mkfifo", None)
-        del fifo.os.mkfifo
+        self.patch(os, "mkfifo", None)
+        del os.mkfifo
         for kind in (FifoListener, FifoConnector):
             self.assertIn("no named pipes here", str(self.assertRaises(ListenError, self.make(kind).open)))
 

@@ -38,9 +38,6 @@ from tests.system.tunnelled import Filter
 SETTLED_SECONDS = 40.0
 """All programs have found each other by then, also on a machine that has other things to do."""
 
-READY_SECONDS = 20.0
-"""A program that was started has come so far by then that others can find it."""
-
 AGAIN_SECONDS = 5.0
 """How soon flows come again, counted from when the program that was killed is ready again."""
 
@@ -229,7 +226,7 @@ class _Stage(ExitStack):
     def showLogs(self) -> None:
         """What the programs have said last."""
         for each in self.programs:
-            print(f"--- {each.process.args[4:]}\n{each.said[-800:]}", file=sys.stderr)  # type: ignore[index]
+            print(f"--- {' '.join(each.words)}\n{each.said[-800:]}", file=sys.stderr)
 
 
 def show(flow: str, arguments: argparse.Namespace, say: Say) -> None:
@@ -311,6 +308,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.geteuid():
         sys.exit("network namespaces need root")
+    # So that it takes everything away with it, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if arguments.table and arguments.flow != "4":
         sys.exit("--table: there is one of flow 4 alone")
     try:
@@ -318,6 +317,8 @@ def main() -> None:
             show(flow, arguments, lambda line: print(line, flush=True))
     except (AssertionError, RuntimeError) as error:
         sys.exit(f"FAILED: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except FileNotFoundError as error:
         sys.exit(f"FAILED: there is no {error.filename}")
 

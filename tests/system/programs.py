@@ -46,6 +46,7 @@ class Program:
     One process, and what it says.
 
     @ivar process: the process; C{ip netns exec} has made way for the program.
+    @ivar words: its command line.
     """
 
     def __init__(self, namespace: Namespace, log: Path, *words: str, stdin: int = subprocess.DEVNULL) -> None:
@@ -54,6 +55,7 @@ class Program:
         """
         self.namespace = namespace
         self.log = log
+        self.words = words
         with open(log, "wb") as file:
             self.process = subprocess.Popen(
                 namespace.command(*words),

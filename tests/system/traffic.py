@@ -115,9 +115,15 @@ class Traffic:
         except OSError:
             return False
 
-    def page(self) -> bool:
+    def page(self, host: str = TARGET) -> bool:
         """Whether curl gets a page."""
-        words = "curl", "-sS", "-m", "5", f"http://{TARGET}:{FILES}/page"
+        words = (
+            "curl",
+            "-sS",
+            "-m",
+            "5",
+            f"http://[{host}]:{FILES}/page" if ":" in host else f"http://{host}:{FILES}/page",
+        )
         done = subprocess.run(self.network.client.command(*words), capture_output=True, timeout=20)
         return done.stdout == PAGE
 
@@ -145,7 +151,7 @@ class Traffic:
 
     def dig(self) -> None:
         """A name server beyond the chain answers dig, over UDP; where no forward does that, over TCP, too."""
-        asked = [(("A",), TARGET), (("AAAA",), TARGET6)]
+        asked: list[tuple[tuple[str, ...], str]] = [(("A",), TARGET), (("AAAA",), TARGET6)]
         if not self._isForwarded:
             asked.append((("A", "+tcp"), TARGET))
         server, port = self.entry(TARGET, DNS)
