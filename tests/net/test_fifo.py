@@ -190,8 +190,33 @@ class FifoTests(FifoTestCase, test_packetpipe.PipeTests):
         self.assertPasses(near, far, packet(20))
 
 
+    def test_halfWay(self) -> None:
+        """Who listens may go before both have met; who connects finds the pipes of the next one."""
+        near, far = self.make(FifoListener), self.make(FifoConnector)
+        near.open()
+        far.open()
+        near.close()
+        self.assertEqual((near.fileno(), far.fileno()), (-1, -1))
+        again = self.make(FifoListener)
+        again.open()
+        self.met(again, far)
+        self.assertPasses(again, far, packet(20))
+
+
 class FileTests(FifoTestCase):
     """The files."""
+
+    def test_notOurs(self) -> None:
+        """Pipes that somebody else has made in the place of ours stay."""
+        near = self.make(FifoListener)
+        near.open()
+        for end in (DOWN, UP):
+            os.unlink(self.path + end)
+        other = self.make(FifoListener)
+        other.open()
+        near.close()
+        for end in (DOWN, UP):
+            self.assertTrue(os.path.exists(self.path + end))
 
     def test_mode(self) -> None:
         """Only our own user may use them, whatever the umask says; in the end they are gone."""

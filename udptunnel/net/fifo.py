@@ -316,7 +316,7 @@ class FifoConnector(_Fifo):
 
     def _connect(self) -> Ends | None:
         if self._half is not None and not self._isThere(self._half):
-            # There are new ones.
+            # There are new ones, also if they were made while we opened these.
             self._forget()
         half = self._half = self._half or self._openBoth()
         with suppress(BlockingIOError):
@@ -333,14 +333,10 @@ class FifoConnector(_Fifo):
             if not stat.S_ISFIFO(os.fstat(reading).st_mode):
                 raise OSError(errno.EINVAL, "there is a file that is no named pipe")
             _claim(reading)
-            ends = Ends(reading, os.open(self.up, _WRITE))
+            return Ends(reading, os.open(self.up, _WRITE))
         except OSError:
             os.close(reading)
             raise
-        if self._isThere(ends):
-            return ends
-        ends.close()
-        raise OSError(errno.EAGAIN, "the pipes are being made")
 
     def _isThere(self, ends: Ends) -> bool:
         """Whether it still is the pipe of that name."""
