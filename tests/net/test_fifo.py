@@ -8,16 +8,16 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.needs import needs
 from tests.net import test_packetpipe
 from tests.net.test_packetpipe import packet
 from udptunnel.config import FIFO, MESSAGES, STREAM
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
-from udptunnel.net import fifo
+from udptunnel.net import fifo, platforms
 from udptunnel.net.fifo import DOWN, UP, FifoConnector, FifoListener
 from udptunnel.net.packetpipe import FIRST_PAUSE, LONGEST_PAUSE, Connector, Listener
 from udptunnel.net.testing import PortReactor
@@ -36,14 +36,13 @@ class _Reactor(PortReactor):
         raise AssertionError("it does not happen")
 
 
+@needs("named pipes")
 class FifoTestCase(test_packetpipe.PipeTestCase):
     """As for sockets."""
 
     stream = True
 
     def setUp(self) -> None:
-        if not hasattr(os, "mkfifo"):
-            raise SkipTest("there are no named pipes here")
         super().setUp()
         self.reactor = _Reactor()
 
@@ -189,7 +188,6 @@ class FifoTests(FifoTestCase, test_packetpipe.PipeTests):
         self.met(near, far)
         self.assertPasses(near, far, packet(20))
 
-
     def test_halfWay(self) -> None:
         """Who listens may go before both have met; who connects finds the pipes of the next one."""
         near, far = self.make(FifoListener), self.make(FifoConnector)
@@ -249,11 +247,10 @@ class FileTests(FifoTestCase):
 
     def test_noPipes(self) -> None:
         """Where there are no named pipes, both ends say so."""
-        self.patch(fifo, "fcntl", None)
-        self.patch(os, "mkfifo", None)
-        del os.mkfifo
+        self.patch(platforms, "PARTS", {**platforms.PARTS, "named pipes": lambda: False})
         for kind in (FifoListener, FifoConnector):
-            self.assertIn("no named pipes here", str(self.assertRaises(ListenError, self.make(kind).open)))
+            error = self.assertRaises(ListenError, self.make(kind).open)
+            self.assertIn("lacks named pipes, which a pair of named pipes takes", str(error))
 
 
 class KindTests(SynchronousTestCase):

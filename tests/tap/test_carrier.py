@@ -11,6 +11,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.trial.unittest import TestCase
 
+from tests.needs import needs
 from tests.tap.test_local import ROOT
 from tests.waiting import until
 from udptunnel.errors import ListenError
@@ -32,6 +33,7 @@ class CarrierServiceTests(TestCase):
         made = makeService("ss-local", name="beyond")
         self.assertEqual(made.program, Program("beyond", ("ss-local",), "carrier beyond"))
 
+    @needs("process groups")
     async def test_lives(self) -> None:
         """It runs from start to stop, and its output is heard; then nothing of it is left, not even a guard."""
         service = CarrierService(Program("sleep", SLEEP, "carrier sleep"), reactor)
@@ -43,6 +45,7 @@ class CarrierServiceTests(TestCase):
         self.assertRaises(ProcessLookupError, os.kill, process, 0)
         self.assertIsNone(service._guard._process)
 
+    @needs("process groups")
     def test_noProgram(self) -> None:
         """A program that there is not is said in one line."""
         self.addCleanup(vars(sys).pop, "tracebacklimit", None)
@@ -70,6 +73,7 @@ class TacTests(TestCase):
         self.assertIsInstance(tun.udp, TunEntry)
         await maybeDeferred(local.stopService)
 
+    @needs("Unix sockets")
     async def test_exit(self) -> None:
         """ss-server, and ss-local behind udp-server's own tun2socks."""
         *carriers, server = self.load("exit-gateway-shadowsocks.tac")

@@ -42,13 +42,8 @@ from udptunnel.net.packetpipe import (
     Pipe,
     StreamPort,
 )
+from udptunnel.net.platforms import fcntl, require
 from udptunnel.net.tun import Receiver
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover
-    # Windows has no named pipes of this kind either.
-    fcntl = None  # type: ignore[assignment]
 
 DOWN, UP = ".down", ".up"
 """What the names of the pipes end with: packets from udp-server, and packets to it."""
@@ -226,11 +221,10 @@ class FifoListener(_Fifo):
 
         @raise ListenError: that can not be done, or somebody else has done it.
         """
+        require("a pair of named pipes")
         try:
             self._requireFree()
             self._renew()
-        except AttributeError as error:
-            raise ListenError(f"pipe {self.name}: there are no named pipes here") from error
         except OSError as error:
             raise ListenError(f"pipe {self.name} can not be opened: {error.strerror or error}") from error
         self._tryAgain()
@@ -310,8 +304,7 @@ class FifoConnector(_Fifo):
 
         @raise ListenError: there are no named pipes here.
         """
-        if fcntl is None:
-            raise ListenError(f"pipe {self.name}: there are no named pipes here")
+        require("a pair of named pipes")
         self._try()
 
     def _connect(self) -> Ends | None:
