@@ -220,20 +220,31 @@ class PipeTests(EgressTestCase):
         return False
 
     def test_otherKinds(self) -> None:
-        """Over a stream, and over named pipes, too, and without TCP; what was made is gone in the end."""
+        """Over a stream, and over named pipes, which outlive who made them, too; what was made is gone in the end."""
         self.startSsServer()
         self.startSsLocal()
         local = self.launchLocal()
-        for kind in ("stream", "fifo"):
-            words = "--pipe", f"{kind}:{self.pipe}", "--socks-server-addr", f"{LOOPBACK}:{PROXY}", "--stack", "none"
-            tun = self.start(self.network.server, *TWISTD, "tun2socks", *words)
-            server = self.startServer("--egress", f"pipe-{kind}:{self.pipe}")
-            tun.says("the other end is there")
-            local.says("is up", times=1 + (kind == "fifo"))
-            self.assertCarried()
-            server.stop()
-            tun.stop()
-            self.assertEqual(list(self.folder.glob("exit.pipe*")), [])
+        for program in self.assertCarriedOver("stream", local):
+            program.stop()
+        server, tun = self.assertCarriedOver("fifo", local)
+        server.kill()
+        server = self.startServer("--egress", f"pipe-fifo:{self.pipe}")
+        tun.says("the other end is there", times=2)
+        local.says("is up", times=3)
+        self.assertCarried()
+        server.stop()
+        self.assertEqual(list(self.folder.glob("exit.pipe*")), [])
+
+    def assertCarriedOver(self, kind: str, local: Program) -> tuple[Program, Program]:
+        """Datagrams go through a pipe of a kind; both ends of it, which udp-local has found."""
+        before = local.said.count("is up")
+        words = "--pipe", f"{kind}:{self.pipe}", "--socks-server-addr", f"{LOOPBACK}:{PROXY}", "--stack", "none"
+        tun = self.start(self.network.server, *TWISTD, "tun2socks", *words)
+        server = self.startServer("--egress", f"pipe-{kind}:{self.pipe}")
+        tun.says("the other end is there")
+        local.says("is up", times=before + 1)
+        self.assertCarried()
+        return server, tun
 
     def test_serverFirst(self) -> None:
         """udp-server may come first, and both may be killed."""
