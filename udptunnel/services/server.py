@@ -55,7 +55,6 @@ from udptunnel.services.links import allGone, every, linkLimits, quietFactory, t
 from udptunnel.services.listening import Listening
 from udptunnel.services.plugin import BEHIND, ServerPlugin, requirePlugin
 from udptunnel.services.proxies import passwordIn, resolved
-from udptunnel.services.status import StatusService
 from udptunnel.services.tun2socks import Tun2socksService
 from udptunnel.wire.address import Address
 from udptunnel.wire.greeting import SESSION_BYTES, Greeting
@@ -220,6 +219,9 @@ class ServerService(MultiService):
         return kind(self.traffic, self._reactor, _rules(config), names, most, filtering=filtering, **more)
 
     def _addStatus(self, endpoint: str) -> None:
+        # A web server comes with it, and without one a role starts sooner.
+        from udptunnel.services.status import StatusService
+
         allowed = self.config.insecureNoAuth
         status = StatusService("udp-server", endpoint, self.report, self.illness, self._reactor, allowed)
         status.setServiceParent(self)

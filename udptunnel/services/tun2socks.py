@@ -43,7 +43,6 @@ from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.links import every
 from udptunnel.services.local import LocalService
 from udptunnel.services.proxies import passwordIn, resolved
-from udptunnel.services.status import StatusService
 from udptunnel.wire.address import Address
 
 TICK_SECONDS = 1.0
@@ -200,6 +199,9 @@ class Tun2socksService(MultiService):
         return self._socksUdp
 
     def _addStatus(self, endpoint: str) -> None:
+        # A web server comes with it, and without one a role starts sooner.
+        from udptunnel.services.status import StatusService
+
         allowed = self.config.insecureNoAuth
         status = StatusService("tun2socks", endpoint, self.report, self.illness, self._reactor, allowed)
         status.setServiceParent(self)
