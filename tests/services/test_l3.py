@@ -16,7 +16,8 @@ from udptunnel.core.l3way import Message
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.datagrams import DatagramPort
 from udptunnel.net.testing import PortReactor, RecordingLink
-from udptunnel.services.l3 import LOOKS, RETRY_SECONDS, TICK_SECONDS, USUAL_MTU, L3Service, readKey
+from udptunnel.services.l3 import LOOKS, RETRY_SECONDS, TICK_SECONDS, USUAL_MTU, L3Service
+from udptunnel.services.l3options import readKey
 from udptunnel.services.l3outer import LinkOuter, UdpOuter
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import Burst, split
@@ -327,6 +328,7 @@ class LifeTests(ServiceTestCase):
         system.setups.wrong = "--setup: it can not be done"
         self.assertIn("it can not be done", str(self.assertRaises(ListenError, service.startService)))
         self.assertEqual((self.portOf(service).fileno(), self.reactor.getReaders()), (-1, []))
+        self.assertFalse(system.injector.isOpen)
 
     def test_pathMtu(self) -> None:
         """The longest packet is what fits the path, as it is now; unless it was given."""
