@@ -7,18 +7,19 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.logger import Logger
+from twisted.python.threadable import isInIOThread
 
 from tests.services.tunnel import LOOPBACK, TunnelTestCase, cut, freePort, listenAt
 from tests.waiting import until
-from udptunnel import api
 from udptunnel.api import (
     Failed,
     Handle,
@@ -43,6 +44,8 @@ from udptunnel.wire.address import Address
 ROOT = Path(__file__).parent.parent
 LISTEN = "tcp:0:interface=127.0.0.1"
 FORWARD = Forward(Address("127.0.0.1", 0), Address("127.0.0.1", 9))
+
+AnyHandle = TypeVar("AnyHandle", bound=Handle)
 
 _log = Logger(namespace="udptunnel.test")
 
@@ -99,7 +102,7 @@ class ApiTestCase(TunnelTestCase):
             start_udp_local(profile, host.happened, host.data, datagramsReceived=host.received, reactor=reactor)
         )
 
-    def kept(self, handle: Any) -> Any:
+    def kept(self, handle: AnyHandle) -> AnyHandle:
         """A handle that is stopped in the end."""
         self.addCleanup(handle.stop)
         return handle
@@ -218,7 +221,7 @@ class EventTests(ApiTestCase):
         self.host.inside = raising
         server = self.server()
         local = self.local(server)
-        self.host.received = raising  # type: ignore[method-assign]
+        self.host.received = raising  # type: ignore[method-assign,assignment]
         other = self.kept(
             start_udp_local(
                 local.service.config, datagramsReceived=lambda *arguments: raising(arguments), reactor=reactor
@@ -336,10 +339,10 @@ class LifeTests(ApiTestCase):
         taken = self.server()
         place = f"tcp:{portOf(taken)}:interface=127.0.0.1"
         beyond = Forward(Address("0.0.0.0", 0), Address("192.0.2.1", 1))
-        before = -1
+        before, clock = -1, cast(IReactorTime, reactor)
         # What is opened once for the whole process is there after the first round, and the reactor closes in its turn.
         for _ in range(3):
-            await deferLater(reactor, 0.01)  # type: ignore[arg-type]
+            await deferLater(clock, 0.01)
             before = descriptors()
             for error, start, profile in (
                 (ConfigError, start_udp_local, ServerConfig()),
@@ -390,7 +393,7 @@ class LifeTests(ApiTestCase):
             return early, handle.stats()
 
         inside = []
-        self.host.inside = lambda event: inside.append(api.home.isInIOThread())
+        self.host.inside = lambda event: inside.append(isInIOThread())
         early, late = await deferToThread(elsewhere)
         self.assertEqual((early["up"], late["up"]), (True, False))
         self.assertEqual(set(inside), {True})
@@ -414,7 +417,7 @@ class ExampleTests(TunnelTestCase):
         environment = dict(os.environ, PYTHONPATH=str(ROOT))
         out, errors, status = await getProcessOutputAndValue(sys.executable, words, environment)
         self.assertEqual(status, 0, errors.decode())
-        return out.decode()
+        return str(out.decode())
 
     async def _example(self, name: str) -> None:
         server, target = self.startServer(), self.echo()

@@ -2,7 +2,7 @@
 Roles inside other programs: started by a function, told of by callbacks, stopped by a handle.
 
 See docs/reference/api.md, and docs/howto/embed-twisted.md,
-docs/howto/embed-asyncio.md and docs/howto/embed-thread.md for how to use it.
+docs/howto/embed-asyncio.md and docs/howto/embed-thread.md for how to begin.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ MOST_BYTES = 8 << 20
 class Postbox(Generic[Item]):
     """Takes items from any thread, and hands them over in that of the reactor, in order."""
 
-    def __init__(self, reactor: Any, fetched: Callable[[list[Item]], None]) -> None:
+    def __init__(self, reactor: Any, fetched: Callable[[list[Item]], object]) -> None:
         """
         @param fetched: called with what has been left.
         """
