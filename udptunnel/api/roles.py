@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -105,10 +105,21 @@ class LocalHandle(Handle):
         @raise ValueError: a datagram is too long. None is sent then.
         """
         to, key = _checked(target), _keyOf(source)
-        sizes = [len(each) for each in datagrams]
+        return self._leave([AimedBurst(key, to, len(each), each) for each in datagrams])
+
+    def sendEach(self, parcels: Iterable[tuple[bytes, Target, Hashable]]) -> int:
+        """
+        Send datagrams, each to its target from its source. The rest is as for L{sendAll}.
+        """
+        return self._leave(
+            [AimedBurst(_keyOf(source), _checked(target), len(each), each) for each, target, source in parcels]
+        )
+
+    def _leave(self, bursts: list[AimedBurst]) -> int:
+        sizes = [burst.size for burst in bursts]
         if sizes and max(sizes) > LARGEST_DATAGRAM:
             raise ValueError(f"a datagram has at most {LARGEST_DATAGRAM} bytes, not {max(sizes)}")
-        return self._box.leave([AimedBurst(key, to, len(each), each) for each in datagrams], sizes)
+        return self._box.leave(bursts, sizes)
 
     def _fetched(self, bursts: list[AimedBurst]) -> None:
         counters = self.service.counters
