@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,6 +77,7 @@ struct host {
     int events, lines, others;
     int socksFd, udpFd, resumed;
     char socksAddress[100], udpAddress[100], session[100], text[300];
+    int blocksPipe;        /* whether SIGPIPE is blocked in that thread */
     int stopAt; /* the kind of event at which it stops the role */
     int stopped; /* what that has returned */
     uint64_t datagrams, wrong;
@@ -100,8 +102,13 @@ static void happened(const struct udptunnel_event *event, void *data)
     if (event->kind == UDPTUNNEL_LOG) {
         host->lines++;
     } else {
-        if (host->events == 0)
+        if (host->events == 0) {
+            sigset_t blocked;
+
             host->thread = pthread_self();
+            pthread_sigmask(SIG_BLOCK, NULL, &blocked);
+            host->blocksPipe = sigismember(&blocked, SIGPIPE);
+        }
         host->others += !pthread_equal(host->thread, pthread_self()) || event->handle != host->handle
             || event->size != sizeof *event;
         if (host->events < MOST_EVENTS)
@@ -417,6 +424,40 @@ static void test_versions(void **state)
     profile.known.size = 0;
     assert_int_equal(udptunnel_start_udp_server(&profile.known, NULL, NULL, &handle), UDPTUNNEL_ERROR_ARGUMENT);
     assert_non_null(strstr(udptunnel_why(), "initializer"));
+}
+
+#define SIGNALS 31
+
+static struct sigaction atFirst[SIGNALS + 1];
+
+static void noteSignals(void)
+{
+    int number;
+
+    for (number = 1; number <= SIGNALS; number++)
+        sigaction(number, NULL, &atFirst[number]);
+}
+
+/* No signal of the program's is handled by the library. SIGPIPE would end it, and is blocked in the library's thread only. */
+static void test_signals(void **state)
+{
+    struct pair pair = startPair();
+    struct sigaction found;
+    sigset_t blocked;
+    int number;
+
+    (void)state;
+    for (number = 1; number <= SIGNALS; number++) {
+        if (number == SIGSEGV || number == SIGILL || number == SIGBUS || number == SIGFPE || number == SIGSYS)
+            continue; /* cmocka's own */
+        sigaction(number, NULL, &found);
+        if (found.sa_handler != atFirst[number].sa_handler)
+            fail_msg("signal %d is handled", number);
+    }
+    pthread_sigmask(SIG_BLOCK, NULL, &blocked);
+    assert_false(sigismember(&blocked, SIGPIPE));
+    assert_true(pair.local->blocksPipe);
+    stopPair(pair);
 }
 
 /* -- datagrams */
@@ -864,6 +905,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_before),      cmocka_unit_test(test_start),     cmocka_unit_test(test_inOrder),
         cmocka_unit_test(test_silent),      cmocka_unit_test(test_badProfile), cmocka_unit_test(test_versions),
+        cmocka_unit_test(test_signals),
         cmocka_unit_test(test_sizes),       cmocka_unit_test(test_refused),   cmocka_unit_test(test_full),
         cmocka_unit_test(test_closeSource), cmocka_unit_test(test_twoInstances), cmocka_unit_test(test_tenThousand),
         cmocka_unit_test(test_stopped),     cmocka_unit_test(test_stopInside), cmocka_unit_test(test_restart),
@@ -871,6 +913,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_threads),
     };
 
+    noteSignals();
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests_name("libudptunnel", tests, setUpTarget, NULL);

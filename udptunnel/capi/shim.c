@@ -5,6 +5,7 @@
  * build.py found.
  */
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +41,17 @@ static void udptunnel_broken(const char *text)
     snprintf(broken, sizeof broken, "%s", text);
 }
 
+/* Python's own module handles SIGINT from its first import on, whatever was asked for; it stays the program's. */
+static void import_signal(void)
+{
+    struct sigaction before;
+
+    sigaction(SIGINT, NULL, &before);
+    Py_XDECREF(PyImport_ImportModule("_signal"));
+    PyErr_Clear();
+    sigaction(SIGINT, &before, NULL);
+}
+
 /* Begin Python as the executable would: it finds its modules, those of a virtual environment too. */
 static int begin_python(void)
 {
@@ -63,6 +75,7 @@ static int begin_python(void)
                  status.err_msg != NULL ? status.err_msg : "does not begin");
         return UDPTUNNEL_ERROR_PYTHON;
     }
+    import_signal();
     PyEval_SaveThread();
     return 0;
 }
