@@ -65,7 +65,7 @@ def compileProgram(source: Path, to: Path, *packages: str) -> Path:
     if asked.returncode:
         raise SkipTest(asked.stderr.strip())
     words = [COMPILER, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-g", "-O1", str(source), "-o", str(to)]
-    run(*words, *asked.stdout.split(), f"-Wl,-rpath,{lib}", "-lpthread")
+    run(*words, *asked.stdout.split(), f"-Wl,-rpath,{lib}", "-lpthread", "-ldl")
     return to
 
 

@@ -54,6 +54,10 @@ class LibraryTests(SynchronousTestCase):
         words = "valgrind", "--quiet", *leaks, *rest, f"--suppressions={HERE / 'valgrind.supp'}"
         run(*words, self.program(EXAMPLES / "embed.c"))
 
+    def test_loaded(self) -> None:
+        """A program may load the library at run time, and show it to nobody else."""
+        run(self.program(HERE / "load.c"), str(prefix() / "lib/libudptunnel.so"))
+
     def test_names(self) -> None:
         """The library shows the names of its header to programs, and no others."""
         listed = run("nm", "--dynamic", "--defined-only", str(prefix() / "lib/libudptunnel.so"))

@@ -143,7 +143,7 @@ def _compile(source: Path, library: Path) -> None:
     include = sysconfig.get_path("include")
     if not Path(include, "Python.h").exists():
         raise BuildError(f"there is no {include}/Python.h: install the development files of this Python")
-    words = [*compiler[:1], *_flags(include), str(source), "-o", str(library), *pythonLibrary(), "-lpthread"]
+    words = [*compiler[:1], *_flags(include), str(source), "-o", str(library), *pythonLibrary(), "-lpthread", "-ldl"]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise BuildError(f"{' '.join(words)}:\n{done.stderr}")

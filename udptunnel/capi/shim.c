@@ -4,6 +4,7 @@
  * udptunnel.h comes before this, and cffi's part of the library around it. UDPTUNNEL_PYTHON and UDPTUNNEL_VERSION are what
  * build.py found.
  */
+#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -41,6 +42,15 @@ static void udptunnel_broken(const char *text)
     snprintf(broken, sizeof broken, "%s", text);
 }
 
+/* Modules of Python look for its functions among what all see. Whoever has loaded this library may have kept it to himself. */
+static void show_python(void)
+{
+    Dl_info found;
+
+    if (dladdr((void *)(uintptr_t)Py_IsInitialized, &found) != 0 && found.dli_fname != NULL)
+        dlopen(found.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
+}
+
 /* Python's own module handles SIGINT from its first import on, whatever was asked for; it stays the program's. */
 static void import_signal(void)
 {
@@ -61,6 +71,7 @@ static int begin_python(void)
 
     if (executable == NULL || *executable == '\0')
         executable = UDPTUNNEL_PYTHON;
+    show_python();
     PyConfig_InitPythonConfig(&config);
     config.install_signal_handlers = 0;
     config.parse_argv = 0;
