@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 TESTS ?= tests
+JOBS ?= 2
 ROLES ?= udp-local udp-server tun2socks proxy-controller
 
 VENV = .venv
@@ -13,7 +14,7 @@ WHEEL = build/wheel
 quietly = $(1) >build/log 2>&1 || { cat build/log; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test portable check wheel format bench clean
+.PHONY: help venv demo test portable elsewhere check wheel format bench clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -39,13 +40,17 @@ venv: $(VENV)/test ## set up .venv with an editable install
 demo: $(VENV)/test ## show a datagram's way through both ends
 	@$(BIN)/udptunnel demo
 
-test: $(VENV)/test ## run the tests; TESTS=tests.wire.test_frame runs one module
+test: $(VENV)/test ## run the tests; TESTS=tests.wire.test_frame runs one module, JOBS=1 one after the other
 	@echo "testing $(TESTS)"
-	@$(BIN)/python -m twisted.trial $(TESTS)
+	@$(BIN)/python -m twisted.trial -j $(JOBS) $(TESTS)
 
 portable: $(VENV)/test ## run the tests without any kernel ability and with the select reactor
 	@echo "testing $(TESTS) on the portable path"
-	@UDPTUNNEL_OFFLOAD=none $(BIN)/python -m twisted.trial --reactor select $(TESTS)
+	@UDPTUNNEL_OFFLOAD=none $(BIN)/python -m twisted.trial -j $(JOBS) --reactor select $(TESTS)
+
+elsewhere: $(VENV)/test ## run the core suite without what Windows does not have
+	@echo "testing what works everywhere, without what is not"
+	@UDPTUNNEL_EXAMPLES=1 $(BIN)/python -m tests.elsewhere core
 
 check: $(VENV)/check ## format, lint, types, layers, API docs, change fragments
 	@echo "checking format and lint"

@@ -16,6 +16,8 @@ from tests.test_console import Outcome
 from tests.test_plugins import environment
 from udptunnel.checknet import CheckNetOptions, walkAll
 from udptunnel.errors import ConfigError
+from udptunnel.net.offload import probe
+from udptunnel.net.platforms import isPortable
 from udptunnel.net.socks5client import addressOf
 
 
@@ -52,6 +54,12 @@ class CheckNetTests(TunnelTestCase):
         at = self.at()
         self.assertEqual(await self.walk("--server", at, name), 0)
         self.assertEqual(self.said[0], f"udp-server at {at}")
+
+    async def test_portable(self) -> None:
+        """Where this end takes the portable path, that is said in the end, and nowhere else."""
+        self.assertEqual(await self.walk("--server", self.at()), 0)
+        said = [place for place, line in enumerate(self.said) if "portable path" in line]
+        self.assertEqual(said, [len(self.said) - 1] if isPortable(reactor, probe()) else [])
 
     async def test_several(self) -> None:
         """Each of several servers is walked to; if one is not reached, the status is 1."""

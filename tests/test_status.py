@@ -16,6 +16,7 @@ from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.needs import needs
 from tests.services.test_status import LINK, LOCAL, SERVER, SESSION
 from tests.test_console import Outcome, Terminal
 from udptunnel import status as status_module
@@ -70,6 +71,12 @@ class TableTests(SynchronousTestCase):
     def test_local(self) -> None:
         """udp-local's table shows the way, its links, and what was counted."""
         self.assertEqual(asTable(LOCAL_STATE, None), LOCAL_TABLE)
+
+    def test_portable(self) -> None:
+        """Where datagrams take the portable path, that is said behind the offload; where not, nothing is."""
+        self.assertIn("offload none, portable path\n", asTable({**LOCAL_STATE, "portable": True}, None))
+        for other in (False, "yes", None):
+            self.assertEqual(asTable({**LOCAL_STATE, "portable": other}, None), LOCAL_TABLE)
 
     def test_server(self) -> None:
         """udp-server's table shows its sessions, and with a state from before, what happened per second."""
@@ -199,6 +206,7 @@ class ReaderTests(TestCase):
             self.assertEqual((outcome.status, outcome.err), (0, ""), endpoint)
             self.assertTrue(outcome.out.startswith("udp-server: up"))
 
+    @needs("Unix sockets")
     async def test_unix(self) -> None:
         """And over a Unix socket, however it is named; C{--json} shows it as it came."""
         folder = tempfile.mkdtemp()

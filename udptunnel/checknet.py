@@ -64,6 +64,8 @@ async def walkAll(reactor: Any, options: CheckNetOptions, show: Callable[[str], 
     @return: the exit status.
     @raise ConfigError: the file or an option is wrong.
     """
+    from udptunnel.net.offload import parseNames, probe
+    from udptunnel.net.platforms import isPortable
     from udptunnel.services.walk import Walk
 
     config = options.config(_readFile(options["file"]))
@@ -72,6 +74,8 @@ async def walkAll(reactor: Any, options: CheckNetOptions, show: Callable[[str], 
         show(f"udp-server at {server}" + (f" through {config.via}" if config.via else ""))
         walk = Walk(reactor, replace(config, server=(server,)), options["echo"], show, options["timeout"])
         failed |= not await walk.walk()
+    if isPortable(reactor, probe(parseNames(config.offload))):
+        show("this end takes the portable path: reactor select, offload none")
     return int(failed)
 
 

@@ -48,6 +48,10 @@ class ListenError(TunnelError):
     """A port could not be opened. The text names it."""
 
 
+class MissingError(ConfigError, ListenError):
+    """This system lacks what something takes; the text names all of it. It shows when a role is made, or starts."""
+
+
 class RouteError(ListenError):
     """The machine's routes can not be what was asked for. The text names the option, and the way out."""
 

@@ -31,9 +31,10 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from udptunnel.config import Tun2socksConfig, address, integer, network
-from udptunnel.errors import LoginError, TunnelError
+from udptunnel.errors import LoginError, MissingError, TunnelError
 from udptunnel.net.logs import useLogLines
 from udptunnel.net.namespace import FAILED, Inside, Made, Wanted
+from udptunnel.net.platforms import require
 from udptunnel.ping import LinkOptions
 from udptunnel.wire.address import Address
 
@@ -50,10 +51,14 @@ ADDRESSES = "100.64.0.2/32", "fd75:6470:7475:6e::2/128"
 SOCKS = "127.0.0.1:1234"
 """Where udp-local has its SOCKS5 server unless it is told otherwise."""
 
-PASSED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+PASSED = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
 """Signals that are the command's, not ours."""
 
-_AWAITED = frozenset((*PASSED, signal.SIGCHLD))
+_AWAITED = frozenset((*PASSED, getattr(signal, "SIGCHLD", signal.SIGTERM)))
 
 SI_KERNEL = 0x80
 """From asm-generic/siginfo.h: a terminal has sent the signal, to the command as well as to us."""
@@ -108,16 +113,24 @@ def run(options: RunOptions) -> int:
 
     @return: its exit status; 128 and the number of a signal that has killed it.
     """
+    try:
+        require("udptunnel run")
+    except MissingError as error:
+        return _failed(error)
     # All threads inherit this. The command does not keep it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     try:
         inside = Inside(wanted(options, _AWAITED - before))
     except OSError as error:
-        print(f"udptunnel run: {error}", file=sys.stderr)
-        return FAILED
+        return _failed(error)
     from twisted.internet import reactor
 
     return Run(reactor, options, inside).run()
+
+
+def _failed(error: Exception) -> int:
+    print(f"udptunnel run: {error}", file=sys.stderr)
+    return FAILED
 
 
 def wanted(options: RunOptions, unblocked: Collection[int] = ()) -> Wanted:

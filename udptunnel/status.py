@@ -95,6 +95,9 @@ class _UnixConnection(HTTPConnection):
 
     def connect(self) -> None:
         """Connect."""
+        from udptunnel.net.platforms import require
+
+        require("unix:PATH")
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(PATIENCE_SECONDS)
         self.sock.connect(self._path)
@@ -203,7 +206,8 @@ def _headLines(report: Report) -> Iterator[str]:
     session = f", session {escape(report['session'])}" if isinstance(report.get("session"), str) else ""
     state = "draining" if report.get("draining") else "up" if report.get("up") else "DOWN"
     yield f"{escape(report.get('role', '?'))}{to}: {state}{session}, running for {_time(report.get('uptime'))}"
-    yield ", ".join(f"{word} {_amount(report, key)}" for key, word in _AMOUNTS.items() if key in report)
+    amounts = [f"{word} {_amount(report, key)}" for key, word in _AMOUNTS.items() if key in report]
+    yield ", ".join((*amounts, "portable path") if report.get("portable") is True else amounts)
 
 
 _AMOUNTS = {

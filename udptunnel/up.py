@@ -144,9 +144,11 @@ def up(options: UpOptions) -> int:
 
     @return: the exit status.
     """
+    from udptunnel.net.platforms import require
     from udptunnel.services.side import readSide
 
     try:
+        require("udptunnel up")
         config = readSide(options["file"])
         pidFile = _pidFileOf(options)
         _take(pidFile, options)
@@ -360,7 +362,10 @@ def down(options: DownOptions) -> int:
 
     @return: the exit status.
     """
+    from udptunnel.net.platforms import require
+
     try:
+        require("udptunnel up")
         pidFile = _pidFileOf(options)
         if not os.path.exists(pidFile.name):
             raise ListenError(f"{options.name} is not up: there is no {pidFile.name}")

@@ -14,6 +14,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.examples import EXAMPLES
+from tests.needs import needs
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
 from udptunnel.net.datagrams import MOST_DISCARDS, DatagramPort, Traffic
@@ -623,6 +624,7 @@ class RefusalTests(PortTestCase):
         self.reactor.until(lambda: len(receiver.datagrams) >= 6)
         return offload, receiver.datagrams, counters
 
+    @needs("Linux")
     def test_noChecksums(self) -> None:
         """
         When the device can not compute checksums (EIO), segments are never

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from twisted.internet.epollreactor import EPollReactor
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.needs import needs
 from tests.net.socks_server import SocksServer
 from udptunnel.net.dial import KEEPALIVE_IDLE, NEGOTIATION_SECONDS, Dial, Fault, Proxy
 from udptunnel.net.testing import PortReactor
@@ -175,6 +175,7 @@ class ReachedTests(DialTestCase):
         self.turn(lambda: self.caller.over)
         self.assertEqual(len(self.caller.replies), 1)
 
+    @needs("marks on sockets")
     def test_mark(self) -> None:
         """The socket bears the mark before it connects."""
         server = self.server()
@@ -363,11 +364,14 @@ class FailedTests(DialTestCase):
         self.assertFalse(self.caller.over)
 
 
+@needs("epoll")
 class EpollTests(DialTestCase):
     """The reactor that most use reports errors in its own way."""
 
     def setUp(self) -> None:
         super().setUp()
+        from twisted.internet.epollreactor import EPollReactor
+
         self.epoll = EPollReactor()
         self.addCleanup(self.closeReactor)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import resource
 from typing import Any
 from unittest import SkipTest
 
@@ -11,6 +10,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.fakes import countingRandom
+from tests.needs import needs
 from udptunnel.core.acl import AccessRules
 from udptunnel.core.counters import Counters
 from udptunnel.core.session import ServerSession
@@ -19,6 +19,7 @@ from udptunnel.net import egress as egress_module
 from udptunnel.net.datagrams import DatagramPort, Traffic
 from udptunnel.net.egress import NOT_NOW, ROUTE_SECONDS, WAITING_BURSTS, DirectEgress, ExternalPort, Filtering
 from udptunnel.net.offload import Offload
+from udptunnel.net.platforms import resource
 from udptunnel.net.testing import PortReactor, RecordingLink, RecordingReceiver
 from udptunnel.wire.address import Address, packAddress, unpackAddress
 from udptunnel.wire.burst import Burst, count
@@ -412,6 +413,7 @@ class LimitTests(EgressTestCase):
         self.session.closeReceived(1)
         self.open(3)
 
+    @needs("limits")
     def test_noDescriptor(self) -> None:
         """Without a descriptor there is no external port, and nothing is raised (E-14)."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

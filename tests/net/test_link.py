@@ -39,6 +39,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.examples import EXAMPLES
+from tests.needs import needs
 from tests.waiting import until
 from udptunnel.core.counters import Counters
 from udptunnel.errors import FrameError, LoginError
@@ -297,6 +298,7 @@ class CarrierMixin:
         protocol.link.carrier.abort()
 
 
+@needs("sendmsg")
 class SocketCarrierTests(CarrierMixin, SynchronousTestCase):
     """L{SocketCarrier}."""
 
@@ -529,6 +531,7 @@ class StreamTests(TestCase):
             TransportCarrier,
         )
 
+    @needs("sendmsg")
     async def test_tcp(self) -> None:
         """Over TCP on the real reactor, the same."""
         await self.carry(
@@ -537,6 +540,7 @@ class StreamTests(TestCase):
             SocketCarrier,
         )
 
+    @needs("Unix sockets")
     async def test_unix(self) -> None:
         """Over Unix sockets, which have no TCP options, the same."""
         # Not in trial's own folder: the path of a Unix socket holds 107 bytes only.
@@ -557,6 +561,7 @@ class StreamTests(TestCase):
         self.assertEqual(options[:2], [USER_TIMEOUT_MILLISECONDS, kept])
         self.assertTrue(options[2])
 
+    @needs("Linux")
     async def test_tuned(self) -> None:
         """The TCP socket below has its time-out (tcp(7)) and its short queue, with TLS in any way and without."""
         made = certificate()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.needs import needs
+from udptunnel.net.platforms import resource
 from udptunnel.net.reach import isLoopback, isOwn, siteOf
 
 
@@ -33,6 +34,7 @@ class OwnTests(SynchronousTestCase):
         """A zone that this machine does not have is not its own."""
         self.assertFalse(isOwn("fe80::1%nosuchzone"))
 
+    @needs("limits")
     def test_noDescriptor(self) -> None:
         """When no socket can be opened to ask with, nobody knows (E-14)."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

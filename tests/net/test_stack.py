@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import resource
 import socket
 from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.test_nat import CLIENTS, FOUR, SIX, TARGETS, segment
+from tests.needs import needs
 from tests.net.test_gateway import RecordingWriter
 from tests.net.test_tun import MemorySystem
 from udptunnel.core.counters import Counters
 from udptunnel.core.nat import ACCEPT_SECONDS, ACK, PENDING_SECONDS, RST, SYN, Nat, Session
 from udptunnel.net import stack
 from udptunnel.net.descriptors import raiseDescriptorLimit
+from udptunnel.net.platforms import fcntl, resource
 from udptunnel.net.stack import (
     SCARCE_SECONDS,
     Connection,
@@ -263,6 +263,7 @@ class DoorTests(SynchronousTestCase):
         self.assertEqual((self.reactor.getReaders(), self.door.fileno()), ([], -1))
 
 
+@needs("limits")
 class ProofTests(SynchronousTestCase):
     """The self-test, without a TUN that could pass it."""
 

@@ -13,6 +13,7 @@ from twisted.internet.defer import maybeDeferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.needs import needs
 from tests.net.test_packetpipe import hasMessages
 from tests.services.tunnel import NoNames, TunnelTestCase
 from tests.tap.test_local import ROOT
@@ -166,6 +167,7 @@ class ExitTests(TunnelTestCase):
             server.egress.socks._close(association)  # type: ignore[attr-defined]
         await self.assertEchoes(entry, sizes=(1,))
 
+    @needs("Unix sockets")
     async def test_pipe(self) -> None:
         """Through a pipe; either end may come first."""
         for stream in (True, False):

@@ -15,6 +15,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.needs import needs
 from tests.waiting import until
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.services.links import quietFactory
@@ -69,6 +70,7 @@ class ListeningTests(TestCase):
         """One that was never started may be stopped."""
         await self.make("tcp:0").stop()
 
+    @needs("Unix sockets")
     async def test_unix(self) -> None:
         """A Unix socket needs no authentication."""
         folder = tempfile.mkdtemp()

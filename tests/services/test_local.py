@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from tests.needs import needs
 from tests.net.test_pipe import Speaker
 from tests.net.test_socks5 import UpstreamServer
 from tests.services.tunnel import HOSTS, Control, TunnelTestCase, headerOf
@@ -545,6 +546,7 @@ class SocksTests(TunnelTestCase):
         self.assertEqual(control.relay.host, "::1")
         await self.assertEchoes(control.relay, headerOf(self.echo("127.0.0.1")))
 
+    @needs("Unix sockets")
     async def test_unix(self) -> None:
         """Over a Unix socket there is no address for a relay: it is refused, and that in the language of SOCKS5."""
         folder = tempfile.mkdtemp()

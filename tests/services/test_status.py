@@ -20,6 +20,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.needs import needs
 from udptunnel import __version__
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.testing import MortalTransport
@@ -455,6 +456,7 @@ class SocketTests(TestCase):
                 self.assertEqual((answer.status, len(answer.body)), (200, int(answer.headers["content-length"])))
         self.assertEqual(await deferToThread(ask, b"GET /healthz HTTP/1.0\r\n"), b"")
 
+    @needs("Unix sockets")
     async def test_unix(self) -> None:
         """A Unix socket is for its owner alone, and is gone when the service is."""
         folder = tempfile.mkdtemp()
@@ -473,6 +475,7 @@ class SocketTests(TestCase):
         await service.stopService()
         self.assertEqual(os.listdir(folder), [])
 
+    @needs("Unix sockets")
     async def test_unixMode(self) -> None:
         """Its mode may be another if the endpoint says so."""
         folder = tempfile.mkdtemp()

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.fakes import countingRandom
+from tests.needs import needs
 from tests.net.test_gateway import CLIENTS, TARGETS, fresh
 from tests.net.test_stack import NatStack
 from tests.net.test_tun import PACKET, MemorySystem, failure
@@ -106,6 +107,7 @@ class ConfigurationTests(SynchronousTestCase):
         error = self.assertRaises(ConfigError, withAddresses, configOf(socksServerAddr="nobody.invalid:1080"))
         self.assertIn("--socks-server-addr nobody.invalid:1080", str(error))
 
+    @needs("marks on sockets")
     def test_mark(self) -> None:
         """Our sockets are marked if that was said, or if everything goes into the TUN."""
         for texts, mark in (

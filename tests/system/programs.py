@@ -18,6 +18,7 @@ from twisted.trial.itrial import IReporter
 from twisted.trial.unittest import PyUnitResultAdapter, SynchronousTestCase
 
 from tests.system.namespaces import Namespace, Network
+from tests.system.turns import TakesTurns
 
 SECONDS = 15.0
 """Whatever is waited for is there by then."""
@@ -132,7 +133,7 @@ class _Witness(proxyForInterface(IReporter, "reporter")):  # type: ignore[misc]
         self.reporter.addFailure(*arguments)
 
 
-class SystemTestCase(SynchronousTestCase):
+class SystemTestCase(TakesTurns, SynchronousTestCase):
     """
     A test with a L{Network} of its own, and programs in it.
 

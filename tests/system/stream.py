@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 from tests.system.namespaces import Namespace
 
-_HEAD = struct.Struct("!QdI")
+_HEAD, _TIMESPEC = struct.Struct("!QdI"), struct.Struct("@ll")
 LEAST = _HEAD.size
 FILLING = bytes(range(256)) * 256
-SO_RCVBUFFORCE = 33
+SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35
 LARGEST = 65535
 
 Endpoint = tuple[str, int]
@@ -60,9 +60,13 @@ class Arrivals:
         self.all: list[Arrival] = []
         self.damaged = 0
 
-    def add(self, datagram: bytes, source: Endpoint) -> int | None:
-        """Take a datagram, and return its number."""
-        now = time.monotonic()
+    def add(self, datagram: bytes, source: Endpoint, waited: float = 0.0) -> int | None:
+        """
+        Take a datagram, and return its number.
+
+        @param waited: for how long it was there before we looked.
+        """
+        now = time.monotonic() - waited
         if (head := unpack(datagram)) is None:
             self.damaged += 1
             return None
@@ -99,9 +103,17 @@ def open_(namespace: Namespace, host: str, port: int = 0) -> socket.socket:
     with namespace.entered():
         opened = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
+    opened.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     opened.bind((host, port))
     opened.setblocking(False)
     return opened
+
+
+def receive(opened: socket.socket) -> tuple[bytes, float, Endpoint]:
+    """A datagram, how long the kernel had it before we looked, and where it is from: a busy test is not to blame us."""
+    datagram, ((_, _, stamp),), _, source = opened.recvmsg(LARGEST, socket.CMSG_SPACE(_TIMESPEC.size))
+    seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+    return datagram, max(0.0, time.time() - seconds - nanoseconds / 1e9), source
 
 
 class Stream(threading.Thread):
@@ -153,12 +165,12 @@ class Stream(threading.Thread):
 
     def _receive(self, ready: socket.socket) -> None:
         try:
-            datagram, source = ready.recvfrom(LARGEST)
+            datagram, waited, source = receive(ready)
         except OSError:
             return
         if ready is self._application:
-            self.near.add(datagram, source)
-        elif (number := self.far.add(datagram, source)) is not None:
+            self.near.add(datagram, source, waited)
+        elif (number := self.far.add(datagram, source, waited)) is not None:
             ready.sendto(pack(number, time.monotonic(), len(datagram)), source)
 
     def stop(self) -> None:

@@ -70,6 +70,8 @@ class FullConeTests(SystemTestCase):
 class ManyClientsTests(SystemTestCase):
     """A thousand clients at once."""
 
+    alone = True
+
     def setUp(self) -> None:
         super().setUp()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -277,6 +277,8 @@ class ClosedPortTests(ErrorTestCase):
 class ShortageTests(ErrorTestCase):
     """External ports that can not be opened."""
 
+    alone = True
+
     def clients(self, number: int) -> list[SocksClient]:
         clients = [self.associate() for _ in range(number)]
         for client in clients:

@@ -130,6 +130,8 @@ class GraceTests(FaultTestCase):
 class CutTests(FaultTestCase):
     """A link that breaks while the session lives."""
 
+    alone = True
+
     def assertReplaced(self, before: frozenset[tuple[str, str]]) -> None:
         until(lambda: self.connected() - before, "no new link", DEAD_SECONDS)
 
@@ -230,6 +232,8 @@ class DefaultTestCase(FaultTestCase):
 
 class LossTests(DefaultTestCase):
     """30 % of all packets are lost, in each direction."""
+
+    alone = True
 
     seconds = 10.0
     connections = 16
@@ -354,6 +358,7 @@ LATENCY_SECONDS, RECOVERY_SECONDS = 0.1, 2.0
 class ClogTests(DefaultTestCase):
     """An end of the link, or its wire, takes nothing or next to nothing, while 10,000 datagrams a second come."""
 
+    alone = True
     programs = "nft", "ss", "tc"
     rule2 = f"{LOOPBACK}:{FLOODED}={TARGET}:{OTHER}"
 

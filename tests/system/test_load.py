@@ -15,6 +15,8 @@ COUNT = RATE * SECONDS
 class LoadTests(SystemTestCase):
     """Numbered datagrams from an application to a target."""
 
+    alone = True
+
     def test_load(self) -> None:
         """Of 20,000 datagrams of 1400 bytes a second nothing is lost, damaged, out of order or there twice."""
         self.startBoth("--forward", f"127.0.0.1:{FORWARD}={Network.atTarget[0]}:{ECHO}")

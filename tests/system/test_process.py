@@ -269,6 +269,8 @@ def _lastTime(program: Program) -> float:
 class SuspendTests(ProcessTestCase):
     """Both ends are stopped for a while, as in a machine that sleeps."""
 
+    alone = True
+
     def test_suspend(self) -> None:
         """Afterwards there is one new link at most, and datagrams go at once."""
         heart = "--heartbeat", "0.3"

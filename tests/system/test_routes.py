@@ -18,6 +18,7 @@ from unittest import SkipTest
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.system.namespaces import Namespace, run
+from tests.system.turns import TakesTurns
 from tests.test_plugins import TWISTD, environment
 from udptunnel.errors import RouteError
 from udptunnel.net.routes import FIRST_TABLE, MARK, PROTOCOL, Capture, Routes
@@ -55,7 +56,7 @@ def capture(name: str) -> Capture:
     return Capture(networks, everything=True, names=True, past=(SERVER, SERVER6))
 
 
-class RouteTestCase(SynchronousTestCase):
+class RouteTestCase(TakesTurns, SynchronousTestCase):
     """
     client -- gateway, behind which everything else is.
 

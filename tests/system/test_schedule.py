@@ -27,6 +27,7 @@ class ScheduleTests(SystemTestCase):
     until the one before it is acknowledged, which takes two ways.
     """
 
+    alone = True
     programs = "ss-server", "ss-tunnel", "obfs-local", "obfs-server"
 
     def setUp(self) -> None:

@@ -18,6 +18,7 @@ from tests.soak.judge import ANSWER, QUESTION, Judge, Note, pack, unpack
 from tests.soak.report import Report
 from tests.soak.trend import commonSlope, slope
 from tests.system.programs import REPOSITORY
+from tests.system.turns import TakesTurns
 
 HEARTBEAT = "--heartbeat", "0.3"
 PATIENCE_SECONDS, CLEANING_SECONDS = 110.0, 20.0
@@ -32,7 +33,7 @@ def interrupt(process: subprocess.Popen[str]) -> str:
         process.kill()
 
 
-class SoakTests(SynchronousTestCase):
+class SoakTests(TakesTurns, SynchronousTestCase):
     """Each of the four, as somebody would start it."""
 
     def setUp(self) -> None:

@@ -19,6 +19,7 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.system.namespaces import Namespace, run
+from tests.system.turns import TakesTurns
 from udptunnel.core.counters import Counters
 from udptunnel.core.nat import FORWARD, Action, Listener, Nat, Session
 from udptunnel.errors import ListenError
@@ -142,7 +143,7 @@ def family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-class TunTestCase(SynchronousTestCase):
+class TunTestCase(TakesTurns, SynchronousTestCase):
     """A namespace of its own, and a reactor that this test turns."""
 
     def setUp(self) -> None:
@@ -187,6 +188,8 @@ class TunTestCase(SynchronousTestCase):
 
 class TransferTests(TunTestCase):
     """TCP through a TUN, the NAT and the kernel's own listener, in one namespace."""
+
+    alone = True
 
     def transfer(self, gateway: Gateway, place: int) -> None:
         """Send some megabytes there and back, and compare what comes with what was sent."""

@@ -83,6 +83,8 @@ class TcpTestCase(TunnelledTestCase):
 class TransferTests(TcpTestCase):
     """Bytes there and back."""
 
+    alone = True
+
     def assertTransfers(self) -> None:
         """Some megabytes each way arrive as they were sent."""
         self.assertStored(20 * MEGABYTE)
@@ -243,6 +245,8 @@ class ServerTests(TcpTestCase):
 
 class ManyTests(TcpTestCase):
     """Many connections."""
+
+    alone = True
 
     def setUp(self) -> None:
         super().setUp()

@@ -325,6 +325,7 @@ class TwoServersTests(UdpTestCase):
 class StreamTests(UdpTestCase):
     """A steady stream."""
 
+    alone = True
     programs = "nft", "microsocks", "iperf3"
 
     def test_iperf(self) -> None:

@@ -16,6 +16,7 @@ from unittest import SkipTest
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.system.namespaces import Namespace, run
+from tests.system.turns import TakesTurns
 
 ROOT = Path(__file__).parent.parent.parent
 DEVICE = "tun9"
@@ -37,7 +38,7 @@ table inet filter {
 """A firewall that lets nothing new in."""
 
 
-class GatewayTests(SynchronousTestCase):
+class GatewayTests(TakesTurns, SynchronousTestCase):
     """
     The example, in a namespace of its own.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 
 from hypothesis import given, settings
@@ -440,6 +442,20 @@ class ClientTests(SynchronousTestCase):
 
 class BothTests(SynchronousTestCase):
     """A client and a server of ours."""
+
+    def test_goneAtOnce(self) -> None:
+        """Whichever is over leaves nothing to the garbage collector: thousands come and go in a minute."""
+        gc.disable()
+        self.addCleanup(gc.enable)
+        client, good, bad = ClientNegotiation(Command.CONNECT, V4), ServerNegotiation(), ServerNegotiation()
+        good.receive(client.begin())
+        good.receive(client.receive(b"\5\0"))
+        client.receive(packReply(0, V4))
+        bad.receive(b"GET / HTTP/1.0")
+        self.assertTrue(good.request and client.reply and bad.failed)
+        left = [weakref.ref(each) for each in (client, good, bad)]
+        del client, good, bad
+        self.assertEqual([each() for each in left], [None] * 3)
 
     @thorough
     @given(

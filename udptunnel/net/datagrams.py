@@ -26,6 +26,7 @@ from udptunnel.core.vigil import Vigil
 from udptunnel.errors import ListenError
 from udptunnel.net.mmsg import SLOTS, Inbox, Outbox
 from udptunnel.net.offload import GRO_SIZE, MOST_SEGMENTS, SEGMENT, SOL_UDP, UDP_GRO, UDP_SEGMENT, Offload
+from udptunnel.net.platforms import socketOption
 from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.sockaddr import PythonNames, SourceNames, addressIn, familyOf
 from udptunnel.wire.address import Address
@@ -35,7 +36,7 @@ from udptunnel.wire.frame import Buffer
 BUFFER_BYTES = 8 << 20
 """What a socket may hold for us while we do something else: 20 ms at 3 Gbit/s."""
 
-_SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
+_SO_RCVBUFFORCE, _SO_SNDBUFFORCE = socketOption("SO_RCVBUFFORCE", 33), socketOption("SO_SNDBUFFORCE", 32)
 """From asm-generic/socket.h: beyond the system's limit, for who may (CAP_NET_ADMIN)."""
 
 BUSY_RATE = 20_000

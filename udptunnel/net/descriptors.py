@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-try:
-    import resource
-except ImportError:
-    resource = None  # type: ignore[assignment]
+from udptunnel.net.platforms import resource
 
 PORTABLE_LIMIT = 512
 """Where the system does not tell: what select() can look at on Windows (FD_SETSIZE of Twisted's builds)."""

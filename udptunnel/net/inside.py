@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from udptunnel.net.namespace import FAILED, NOT_EXECUTABLE, NOT_FOUND, REDIRECT, TRANSPARENT, Wanted
+from udptunnel.net.platforms import libc
 from udptunnel.net.tun import IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, Interface, LinuxSystem
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
@@ -68,8 +69,6 @@ _PORT = PORT.to_bytes(2, "big")
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ALL = {4: "0.0.0.0/0", 6: "::/0"}
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> NoReturn:
@@ -133,7 +132,7 @@ def separate(flags: int) -> None:
 
 
 def _call(name: str, *arguments: Any) -> None:
-    if getattr(_libc, name)(*arguments):
+    if getattr(libc, name)(*arguments):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), name)
 
@@ -314,7 +313,7 @@ def _cover(name: str, by: str) -> None:
 def _become(wanted: Wanted) -> NoReturn:
     """Become the command, as if its caller had started it."""
     # Without its network it would wait for ever, or worse, be started again with another one.
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         # Python ignores them, and what is ignored stays so.
         signal.signal(number, signal.SIG_DFL)

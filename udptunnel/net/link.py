@@ -29,6 +29,7 @@ from zope.interface import implementer
 from udptunnel.core.link import Carrier, Link
 from udptunnel.core.window import MOST_BACKLOG
 from udptunnel.errors import FrameError, LoginError
+from udptunnel.net.platforms import GATHERS, socketOption
 from udptunnel.wire.address import Address
 from udptunnel.wire.frame import Buffer, decode
 
@@ -40,8 +41,8 @@ LEAST_READ_BYTES = 65536
 FRAMES_PER_READ = 2048
 """Frames that one read should bring at most, so that tiny ones do not keep everybody else waiting."""
 
-_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
-_TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
+_TCP_NOTSENT_LOWAT = socketOption("TCP_NOTSENT_LOWAT", 25)
+_TCP_USER_TIMEOUT = socketOption("TCP_USER_TIMEOUT", 18)
 
 USER_TIMEOUT_MILLISECONDS = 20_000
 """Unacknowledged bytes end the connection after this time, a little more than three heartbeats (RFC 5482)."""
@@ -57,7 +58,7 @@ def makeCarrier(transport: ITransport, feed: Feed, resumed: Callable[[], None]) 
     @param feed: told of arriving bytes.
     @param resumed: called when more may be written after L{Carrier.write} has returned False.
     """
-    if isinstance(transport, Connection) and not transport.TLS:
+    if GATHERS and isinstance(transport, Connection) and not transport.TLS:
         return SocketCarrier(transport, feed, resumed)
     return TransportCarrier(transport, feed, resumed)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-try:
-    from resource import getpagesize
-except ImportError:
-    getpagesize = None  # type: ignore[assignment]
+from udptunnel.net.platforms import resource
+
+getpagesize: Any = getattr(resource, "getpagesize", None)
 
 
 def physicalBytes() -> int:
@@ -22,6 +22,6 @@ def residentBytes() -> int:
     """Resident memory (the second field of C{/proc/self/statm}, proc(5)); 0 where the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * getpagesize()
+            return int(file.read().split()[1]) * int(getpagesize())
     except (OSError, IndexError, ValueError, TypeError):
         return 0

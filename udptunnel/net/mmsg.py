@@ -12,9 +12,9 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import sys
 from errno import EAGAIN, EINTR
 
+from udptunnel.net.platforms import LINUX, libc
 from udptunnel.net.sockaddr import SOCKADDR_BYTES, SourceNames, packSockaddr
 from udptunnel.wire.burst import LARGEST_BURST, Burst, join
 from udptunnel.wire.frame import Buffer
@@ -63,14 +63,13 @@ class _MMsgHdr(ctypes.Structure):
 _CMSG_DATA = ctypes.sizeof(ctypes.c_size_t) + 8
 """Offset of a control message's data: behind its length, level and type."""
 
-if sys.platform == "linux":
+if LINUX:
     try:
-        _libc = ctypes.CDLL(None, use_errno=True)
-        _recvmmsg, _sendmmsg = _libc.recvmmsg, _libc.sendmmsg
+        _recvmmsg, _sendmmsg = libc.recvmmsg, libc.sendmmsg
         _recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
         _sendmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int]
         AVAILABLE = True
-    except (OSError, AttributeError):
+    except AttributeError:
         pass
 
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from udptunnel.errors import ListenError
+from udptunnel.net.platforms import require
 
 SECONDS = 20.0
 """How long the small process may take. It takes half a second, most of it for Python to start."""
@@ -108,8 +109,10 @@ class Inside:
         """
         Start it.
 
+        @raise MissingError: there are no namespaces here.
         @raise OSError: there is no process to be had.
         """
+        require("a network namespace")
         self._outside, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._outside.settimeout(SECONDS)
         with inside:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from twisted.logger import Logger
 
 from udptunnel.errors import ConfigError
+from udptunnel.net.platforms import GATHERS, LINUX
 
 SOL_UDP = 17
 UDP_SEGMENT = 103
@@ -110,7 +111,7 @@ def _hasManyMessages() -> bool:
 
 
 _PROBES: dict[str, Callable[[], bool]] = {
-    "gro": lambda: hasattr(socket.socket, "recvmsg") and _accepts(UDP_GRO, 1),
-    "gso": lambda: hasattr(socket.socket, "sendmsg") and _accepts(UDP_SEGMENT, 1200),
+    "gro": lambda: LINUX and hasattr(socket.socket, "recvmsg") and _accepts(UDP_GRO, 1),
+    "gso": lambda: LINUX and GATHERS and _accepts(UDP_SEGMENT, 1200),
     "mmsg": _hasManyMessages,
 }

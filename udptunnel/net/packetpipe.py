@@ -32,6 +32,7 @@ from zope.interface import implementer
 
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
+from udptunnel.net.platforms import require, socketOption
 from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.tun import PACKETS, READ_SECONDS, Receiver, bare
 from udptunnel.wire.frame import Buffer
@@ -53,7 +54,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
 MODE = 0o600
 """Who can connect: our own user."""
 
-_SO_SNDBUFFORCE = 32
+_SO_SNDBUFFORCE = socketOption("SO_SNDBUFFORCE", 32)
 """From asm-generic/socket.h."""
 
 _LENGTH = Struct("!H")
@@ -286,6 +287,7 @@ class Pipe:
         raise NotImplementedError
 
     def _makeSocket(self) -> socket.socket:
+        require("a pipe")
         try:
             return socket.socket(socket.AF_UNIX, self.kind)
         except (AttributeError, OSError) as error:
@@ -562,6 +564,7 @@ def joint() -> tuple[MakePipe, MakePipe]:
 
     @raise ListenError: there are no such sockets here.
     """
+    require("a pipe")
     try:
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except (AttributeError, OSError) as error:

@@ -8,13 +8,13 @@ has inherited it is gone.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from udptunnel.errors import ListenError
+from udptunnel.net.platforms import fcntl
 
 LOOK_SECONDS = 0.02
 

@@ -9,13 +9,14 @@ when a role starts and stops, not while packets flow.
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
+
+from udptunnel.net.platforms import require
 
 MAIN = 254
 """RT_TABLE_MAIN of linux/rtnetlink.h."""
@@ -218,12 +219,15 @@ class LinuxRouting:
 
 @contextmanager
 def _opened() -> Iterator[Any]:
-    """A netlink socket, whose errors are system errors."""
-    try:
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
-    except ImportError as error:
-        raise OSError(errno.ENOSYS, f"routes need pyroute2: {error}") from error
+    """
+    A netlink socket, whose errors are system errors.
+
+    @raise MissingError: there are none here.
+    """
+    require("a route")
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
     try:
         with IPRoute() as ip:
             yield ip

@@ -16,7 +16,6 @@ by the same rules.
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
 import os
 import socket
@@ -29,6 +28,7 @@ from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from udptunnel.net.platforms import fcntl
 from udptunnel.wire.frame import Buffer
 
 LARGE_BYTES = 1 << 20
@@ -91,7 +91,7 @@ class Pipes:
 
     __slots__ = ("_large", "_largeCount", "_mostLarge", "_small", "buffer", "moved", "spliced")
 
-    def __init__(self, spliced: bool = hasattr(os, "splice")) -> None:
+    def __init__(self, spliced: bool = hasattr(os, "splice") and fcntl is not None) -> None:
         """
         @param spliced: whether to try C{splice()} at all.
         """

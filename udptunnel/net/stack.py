@@ -25,6 +25,7 @@ from zope.interface import implementer
 from udptunnel.core.counters import Counters
 from udptunnel.core.nat import FORWARD, NOT_TCP, PORTS, Action, Listener, MutableBuffer, Nat, Session, Verdict
 from udptunnel.errors import ListenError, PacketError
+from udptunnel.net.platforms import socketOption
 from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.sockaddr import addressIn, familyOf
 from udptunnel.net.tun import TunPort
@@ -58,6 +59,9 @@ PROOF_PORT = 9
 
 _NOBODY_THERE = NOTHING_THERE | {errno.ECONNABORTED}
 
+
+_SO_BINDTODEVICE = socketOption("SO_BINDTODEVICE", 25)
+"""From asm-generic/socket.h."""
 
 _log = Logger()
 
@@ -442,7 +446,7 @@ class TunStack(KernelStack):
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         with suppress(OSError):
             # Other networks reach all addresses of this machine. Who may not say so has strangers shown out instead.
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._tun.name.encode())
+            opened.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, self._tun.name.encode())
         opened.setblocking(False)
         opened.bind((place.own, 0))
         opened.listen(BACKLOG)

@@ -12,8 +12,8 @@ The functions stand in the order in which a packet meets them.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from zope.interface import implementer
 
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
+from udptunnel.net.platforms import fcntl, require
 from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.wire.frame import Buffer
 
@@ -91,7 +92,10 @@ IPv4 checksum is wrong on purpose: they go no further.
 _ALIVE = _NO_HEADER + b"\x40"
 """The shortest packet that a device looks at. It is dropped at once; but a device that is down refuses it."""
 
-_LOST = {errno.EIO: "down", errno.EBADFD: "deleted", errno.EBADF: "deleted"}
+_EBADFD = 77
+"""From asm-generic/errno.h; other systems have no such error."""
+
+_LOST = {errno.EIO: "down", _EBADFD: "deleted", errno.EBADF: "deleted"}
 """What a device says when it is no use any more."""
 
 
@@ -189,7 +193,12 @@ class LinuxSystem:
     """Linux, by way of python-pytun and pyroute2, which are looked for only when they are needed."""
 
     def open(self, name: str, flags: int) -> int:
-        """Make a device, or join one that is there."""
+        """
+        Make a device, or join one that is there.
+
+        @raise MissingError: there are no TUNs here, or what we need for them is not installed.
+        """
+        require("a TUN")
         from pytun import TunTapDevice
 
         device = TunTapDevice(name=name, flags=flags)
@@ -212,7 +221,12 @@ class LinuxSystem:
         return os.writev(descriptor, buffers)
 
     def ioctl(self, descriptor: int, request: int, argument: int | bytes) -> Any:
-        """As C{fcntl.ioctl}."""
+        """
+        As C{fcntl.ioctl}.
+
+        @raise MissingError: there is none.
+        """
+        require("a TUN of somebody else")
         return fcntl.ioctl(descriptor, request, argument)
 
     def configure(self, name: str, interface: Interface) -> None:
@@ -228,7 +242,14 @@ class LinuxSystem:
             raise OSError(error.code, os.strerror(error.code)) from error
 
     def addresses(self, name: str) -> list[str]:
-        """ADDRESS/LENGTH of each that a device has."""
+        """
+        ADDRESS/LENGTH of each that a device has.
+
+        @raise MissingError: as L{open}.
+        """
+        if not name:
+            return []
+        require("a TUN")
         from pyroute2 import IPRoute
         from pyroute2.netlink.exceptions import NetlinkError
 
@@ -236,11 +257,24 @@ class LinuxSystem:
             with IPRoute() as route:
                 return [
                     f"{each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}"
-                    for index in (route.link_lookup(ifname=name) if name else ())
+                    for index in route.link_lookup(ifname=name)
                     for each in route.get_addr(index=index)
                 ]
         except NetlinkError as error:
             raise OSError(error.code, os.strerror(error.code)) from error
+
+
+def systemHere() -> System:
+    """What opens TUNs on this system."""
+    if sys.platform == "darwin":
+        from udptunnel.net.utun import UtunSystem
+
+        return UtunSystem()
+    if sys.platform == "win32":
+        from udptunnel.net.wintun import WintunSystem
+
+        return WintunSystem()
+    return LinuxSystem()
 
 
 def _configure(route: Any, name: str, interface: Interface) -> None:
@@ -299,7 +333,7 @@ class TunPort:
         """
         @param reactor: provides C{IReactorFDSet} and C{IReactorTime}.
         @param counters: what is read counts as received, what is written as sent.
-        @param system: the operating system; Linux unless a test says otherwise.
+        @param system: the operating system; this one unless a test says otherwise.
         """
         self.name = interface.name
         self.headed = False
@@ -308,7 +342,7 @@ class TunPort:
         self._receiver = receiver
         self._offload = offload
         self._counters = counters
-        self._system: System = system or LinuxSystem()
+        self._system: System = system or systemHere()
         self._descriptor = -1
         self._skip = HEADER_BYTES
         self._losing: IDelayedCall | None = None

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from udptunnel.core.saidlines import SaidLines
 from udptunnel.errors import ListenError
 from udptunnel.net.guard import FAREWELL_SECONDS, Guard
+from udptunnel.net.platforms import require
 from udptunnel.services.reconnecting import backOff
 
 STABLE_SECONDS = 10.0
@@ -97,6 +98,7 @@ class Carrier(Service):
 
         @raise ListenError: there is no such program.
         """
+        require("a program of others")
         if shutil.which(self.program.command[0]) is None:
             raise ListenError(f"{self.program.option}: there is no program {self.program.command[0]}")
         super().startService()

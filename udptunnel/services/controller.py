@@ -10,10 +10,8 @@ decides who that is.
 
 from __future__ import annotations
 
-import grp
 import json
 import os
-import pwd
 import socket
 from struct import Struct
 from typing import Any, NamedTuple
@@ -32,6 +30,7 @@ from udptunnel.errors import ConfigError, ListenError, RouteError, TunnelError
 from udptunnel.net.detour import Detour, Way
 from udptunnel.net.logs import lines
 from udptunnel.net.persistent import PersistentTun
+from udptunnel.net.platforms import grp, pwd, require
 from udptunnel.net.rtnetlink import LinuxRouting, Routing
 from udptunnel.net.tun import Interface, LinuxSystem, System
 from udptunnel.net.watch import RouteWatch
@@ -293,6 +292,7 @@ class ControllerService(MultiService):
         @param routing: the operating system; Linux unless a test says otherwise.
         @param system: the same, for TUNs.
         @raise ConfigError: something is missing, or there is no such user or group.
+        @raise MissingError: this is not Linux, or not all is installed.
         """
         super().__init__()
         self.setName("proxy-controller")
@@ -300,6 +300,8 @@ class ControllerService(MultiService):
             raise ConfigError("--socket: expected the PATH of the Unix socket where commands are taken")
         self.config = config
         self.clients: list[ControllerProtocol] = []
+        if routing is None:
+            require("proxy-controller")
         self._group = _groupOf(config.socketGroup)
         self._reactor = reactor
         routing = routing or LinuxRouting()

@@ -35,6 +35,7 @@ from udptunnel.net.inherited import inheritedDatagramSocket
 from udptunnel.net.link import LinkProtocol
 from udptunnel.net.logs import lines
 from udptunnel.net.offload import parseNames, probe
+from udptunnel.net.platforms import isPortable
 from udptunnel.net.reach import isLoopback
 from udptunnel.net.socks5 import SocksServerProtocol
 from udptunnel.net.socks5client import SocksClientEndpoint
@@ -478,6 +479,7 @@ class LocalService(MultiService):
             "resumed": self.session.resumed,
             "mappingsLost": self.session.lost,
             "offload": str(self.traffic.offload),
+            "portable": isPortable(self._reactor, self.traffic.offload),
             "log": lines.report(),
             **self.counters.report(),
         }

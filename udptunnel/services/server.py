@@ -43,6 +43,7 @@ from udptunnel.net.memory import physicalBytes, residentBytes
 from udptunnel.net.names import Names, Resolver, SystemResolver
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.pipeegress import PipeEgress
+from udptunnel.net.platforms import isPortable
 from udptunnel.net.reach import isLoopback, siteOf
 from udptunnel.net.socksegress import PASS, SocksEgress
 from udptunnel.net.tls import whyLost
@@ -481,6 +482,7 @@ class ServerService(MultiService):
             "logins": dict(self.logins),
             "resumed": self.resumed,
             "offload": str(self.traffic.offload),
+            "portable": isPortable(self._reactor, self.traffic.offload),
             "log": lines.report(),
             **self.counters.report(),
         }

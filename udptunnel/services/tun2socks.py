@@ -33,10 +33,11 @@ from udptunnel.net.netns import NetnsStack
 from udptunnel.net.nostack import NoStack
 from udptunnel.net.offload import parseNames, probe
 from udptunnel.net.packetpipe import LARGEST_MESSAGE, MakePipe, Pipe, connector
+from udptunnel.net.platforms import isPortable, require
 from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
 from udptunnel.net.stack import Place, Stack, TcpReceiver, TunStack, firstThatWorks
-from udptunnel.net.tun import NAMES, Interface, LinuxSystem, System, TunOffload, TunPort
+from udptunnel.net.tun import NAMES, Interface, System, TunOffload, TunPort, systemHere
 from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.links import every
 from udptunnel.services.local import LocalService
@@ -100,7 +101,7 @@ class Tun2socksService(MultiService):
         longest: int = LARGEST_MESSAGE,
     ) -> None:
         """
-        @param system: the operating system; Linux unless a test says otherwise.
+        @param system: the operating system; this one unless a test says otherwise.
         @param routes: what leads packets into the TUN, for tests.
         @param tcp: carries connections on instead of a SOCKS5 server.
         @param udp: carries datagrams on instead of a SOCKS5 server: our own
@@ -115,13 +116,15 @@ class Tun2socksService(MultiService):
         self.setName("tun2socks")
         self._makePipe = pipe or (connector(*config.pipe) if config.pipe is not None else None)
         _check(config, pipe is not None)
+        if config.fwmark:
+            require("--fwmark")
         self._given = config
         self.config = config = withAddresses(config)
         self.clock: Callable[[], float] = reactor.seconds
         self.counters = Counters()
         self.whenFailed: Callable[[str], None] = self._nobodyListens
         self._reactor = reactor
-        self._system = system or LinuxSystem()
+        self._system = system or systemHere()
         self._tunOffload = TunOffload(parseTunNames("none" if self._makePipe else config.tunOffload))
         self.routes = routes or Routes(captureOf(config))
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
@@ -374,6 +377,7 @@ class Tun2socksService(MultiService):
             **({"pipe": self.port.report()} if isinstance(self.port, Pipe) else {"tun": self.port.name}),
             "tunOffload": str(self._tunOffload),
             "offload": str(self.traffic.offload),
+            "portable": isPortable(self._reactor, self.traffic.offload),
             "stack": self.stack.name,
             "connections": len(self.stack),
             "tcp": self.tcp.report(),

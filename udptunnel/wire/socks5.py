@@ -130,26 +130,31 @@ class _Negotiation(ABC):
         self.failed = ""
         self._arrived = bytearray()
         self._answer = bytearray()
+        self._over = False
         self._progress = self._run()
 
     def receive(self, data: Buffer) -> bytes:
         """Bytes arrived; get those that must be written now, which may be none."""
         self._arrived += data
         next(self._progress, None)
+        if self._over:
+            self._leaveRest()
         answer = bytes(self._answer)
         self._answer.clear()
         return answer
 
     def _run(self) -> Generator[None]:
+        """The negotiation until it is over. Then this ends, and lets go of us: nothing is left to the collector."""
         try:
             yield from self._exchange()
         except (SocksError, AddressError) as error:
             self.failed = str(error)
-        while True:
-            if not self.failed:
-                self.rest += bytes(self._arrived)
-            self._arrived.clear()
-            yield
+        self._over = True
+
+    def _leaveRest(self) -> None:
+        if not self.failed:
+            self.rest += bytes(self._arrived)
+        self._arrived.clear()
 
     @abstractmethod
     def _exchange(self) -> Generator[None]:
