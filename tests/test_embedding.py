@@ -1,4 +1,4 @@
-"""The examples of roles inside other programs, as they stand, and a program that starts and stops them again and again."""
+"""The examples of roles inside other programs, as they stand, and a program that starts and stops them again."""
 
 from __future__ import annotations
 

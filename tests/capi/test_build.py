@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from udptunnel.capi import bridge
 from udptunnel.capi.__main__ import main
 from udptunnel.capi.build import ABI, HERE, BuildError, build, definitions, pythonLibrary
+
+HEADER = "udptunnel/capi/udptunnel.h"
 
 
 class LinkTests(SynchronousTestCase):
@@ -87,6 +90,19 @@ class HeaderTests(SynchronousTestCase):
         self.assertEqual(self.of("", *kinds), list(bridge.KINDS.values()))
         names = [kind.__name__.upper() for kind in bridge.KINDS]
         self.assertEqual([kind.replace("_", "") for kind in kinds], [name.replace("LOGLINE", "LOG") for name in names])
+
+    def test_page(self) -> None:
+        """The page of the reference has all functions, errors and events of the header, and no others."""
+        page, header = ((HERE.parent.parent / name).read_text() for name in ("docs/reference/capi.md", HEADER))
+        functions = set(re.findall(r"^UDPTUNNEL_API .*?\b(udptunnel_\w+)\(", header, re.MULTILINE))
+        self.assertEqual(set(re.findall(r"`(udptunnel_\w+)`", page)), functions)
+        errors = set(re.findall(r"\b(UDPTUNNEL_ERROR_\w+) =", header))
+        kinds = set(
+            re.findall(r"\b(UDPTUNNEL_\w+) = ", header.partition("enum {\n    UDPTUNNEL_READY")[2].partition("}")[0])
+        )
+        self.assertEqual(
+            set(re.findall(r"^\| `(UDPTUNNEL_\w+)`", page, re.MULTILINE)), errors | kinds | {"UDPTUNNEL_READY"}
+        )
 
     def test_levels(self) -> None:
         """So have levels."""
