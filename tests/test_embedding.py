@@ -15,6 +15,41 @@ from tests.services.tunnel import TunnelTestCase, portOf
 ROOT = Path(__file__).parent.parent
 
 
+THREAD = """
+from udptunnel.api import start_udp_local, start_udp_server
+from udptunnel.config import LocalConfig, ServerConfig
+
+def happened(event, data):
+    # Sessions come up in their own time.
+    if not type(event).__name__.startswith("Session"):
+        print(type(event).__name__, flush=True)
+
+more = {}
+server = start_udp_server(ServerConfig(listen=("tcp:0:interface=127.0.0.1",)), happened, log=None, **more)
+profile = LocalConfig(socks="none", server=(f"tcp:{server.sockets[0].address}",))
+start_udp_local(profile, happened, log=None, **more)
+"""
+
+TWISTED = (
+    "from twisted.internet import reactor\n"
+    + THREAD.replace("more = {}", "more = {'reactor': reactor}")
+    + "reactor.callWhenRunning(reactor.stop)\nreactor.run()\n"
+)
+
+ENDED = """
+from twisted.internet import reactor
+reactor.callWhenRunning(reactor.stop)
+reactor.run()
+from udptunnel.api import start_udp_server
+from udptunnel.config import ServerConfig
+from udptunnel.errors import TunnelError
+try:
+    start_udp_server(ServerConfig())
+except TunnelError as error:
+    print(error)
+"""
+
+
 class ExampleTests(TunnelTestCase):
     """Each in a process of its own."""
 
@@ -42,6 +77,20 @@ class ExampleTests(TunnelTestCase):
     def test_thread(self) -> Any:
         """docs/examples/embed_thread.py."""
         return Deferred.fromCoroutine(self._example("embed_thread.py"))
+
+    async def test_reactorStops(self) -> None:
+        """A reactor that is stopped waits for its roles, and these tell their end."""
+        self.assertEqual(await self.run_("-c", TWISTED), "Ready\nReady\nStopped\nStopped\n")
+
+    async def test_programEnds(self) -> None:
+        """So does a program that ends without having stopped them."""
+        self.assertEqual(await self.run_("-c", THREAD), "Ready\nReady\nStopped\nStopped\n")
+
+    async def test_threadEnded(self) -> None:
+        """When the reactor has ended, a role can not be started any more, and that is said."""
+        self.assertEqual(
+            await self.run_("-c", ENDED), "the reactor of this process has ended, and can not begin again\n"
+        )
 
     async def test_hundredTimes(self) -> None:
         """A hundred starts and stops leave no descriptor, thread or delayed call behind, and the program ends."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -188,7 +188,7 @@ class Handle:
             self._sessionDown(session)
         if self._tap is not None:
             self._tap.end()
-        self._last = self._report() if self._begun else {}
+        self._last = self._lastReport()
         self.sockets = ()
         if self._begun:
             self._tell(Stopped(self))
@@ -200,9 +200,18 @@ class Handle:
 
     async def _closeService(self) -> None:
         try:
-            await self.service.stopService()
+            await maybeDeferred(self.service.stopService)
         except Exception:
             self._log.failure("a role has not stopped in good order")
+
+    def _lastReport(self) -> dict[str, Any]:
+        if not self._begun:
+            return {}
+        try:
+            return self._report()
+        except Exception:
+            self._log.failure("a role has no last figures")
+            return {}
 
     def _fireAll(self) -> None:
         waiting, self._waiting = self._waiting, []
