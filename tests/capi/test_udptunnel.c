@@ -625,23 +625,27 @@ static void test_stopped(void **state)
     freeHost(pair.server);
 }
 
-/* A role may be stopped by its own callback; that it is done is told. */
+/* A role may be stopped by its own callbacks, the first one included; that it is done is told. */
 static void test_stopInside(void **state)
 {
-    struct host *host = newHost();
+    struct host *server = newHost(), *first = newHost(), *second = newHost();
 
     (void)state;
-    host->stopAt = UDPTUNNEL_SESSION_UP;
-    host->stopped = 1;
-    struct host *server = newHost();
+    first->stopAt = UDPTUNNEL_READY;
+    second->stopAt = UDPTUNNEL_SESSION_UP;
+    first->stopped = second->stopped = 1;
     startServer(server, ANYWHERE);
-    startLocal(host, server);
-    AWAIT(host, events, 4);
-    assert_int_equal(host->kinds[3], UDPTUNNEL_STOPPED);
-    assert_int_equal(host->stopped, UDPTUNNEL_OK);
-    assert_int_equal(udptunnel_stop(host->handle), UDPTUNNEL_ERROR_HANDLE);
+    startLocal(first, server);
+    startLocal(second, server);
+    assertEvents(first, (const int[]){UDPTUNNEL_READY, UDPTUNNEL_STOPPED}, 2);
+    AWAIT(second, events, 4);
+    assert_int_equal(second->kinds[3], UDPTUNNEL_STOPPED);
+    assert_int_equal(first->stopped, UDPTUNNEL_OK);
+    assert_int_equal(second->stopped, UDPTUNNEL_OK);
+    assert_int_equal(udptunnel_stop(first->handle), UDPTUNNEL_ERROR_HANDLE);
     assert_int_equal(udptunnel_stop(server->handle), UDPTUNNEL_OK);
-    freeHost(host);
+    freeHost(first);
+    freeHost(second);
     freeHost(server);
 }
 

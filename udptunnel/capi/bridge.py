@@ -182,16 +182,13 @@ class Bridge:
             texts[field] = text
 
     def _begin(self, told: _Told, handle: Any, start: Callable[..., Any], config: Any, **more: Any) -> None:
-        number = told.number = next(self._numbers)
-        # Callbacks may use it before the role is there; they are told that it is not.
-        handle[0] = self.ffi.cast("udptunnel *", number)
+        told.number = next(self._numbers)
+        handle[0] = self.ffi.cast("udptunnel *", told.number)
         try:
-            role = start(config, told.happened, statistics=told.seconds, log=told.log, **more)
+            start(config, told.happened, statistics=told.seconds, log=told.log, **more)
         except BaseException:
             handle[0] = self.ffi.NULL
             raise
-        if not told.isOver:
-            self.roles[number] = role
 
     def _find(self, handle: Any, kind: type[Any]) -> Any:
         role = self.roles.get(int(self.ffi.cast("uintptr_t", handle)))
@@ -264,14 +261,15 @@ class _Told:
         self.log = LEVELS[callbacks.log_level]
         self.seconds = callbacks.statistics_seconds
         self.number = 0
-        self.isOver = False
         self._data = data
 
     def happened(self, event: Any, data: object) -> None:
         """An event, as a struct."""
-        if isinstance(event, Stopped):
+        if isinstance(event, Ready):
+            # The callback that is told of this may use it already.
+            self._bridge.roles[self.number] = event.handle
+        elif isinstance(event, Stopped):
             # It may not have been stopped by way of C.
-            self.isOver = True
             self._bridge.roles.pop(self.number, None)
         if self._happened is None:
             return
