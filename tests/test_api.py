@@ -18,6 +18,7 @@ from twisted.python.threadable import isInIOThread
 
 from tests.services.tunnel import LOOPBACK, TunnelTestCase, cut, freePort, listenAt
 from tests.waiting import until
+from tests.wire.packets import ECHO4, ECHO6, PAIRS, SYN4, UDP4, UDP6
 from udptunnel.api import (
     Failed,
     Handle,
@@ -38,6 +39,7 @@ from udptunnel.config import Forward, LocalConfig, ServerConfig, Tun2socksConfig
 from udptunnel.errors import AddressError, ConfigError, ListenError
 from udptunnel.services import server as server_module
 from udptunnel.wire.address import Address
+from udptunnel.wire.ip import TCP, parse
 
 LISTEN = "tcp:0:interface=127.0.0.1"
 FORWARD = Forward(Address("127.0.0.1", 0), Address("127.0.0.1", 9))
@@ -328,6 +330,67 @@ class DatagramTests(ApiTestCase):
         self.assertEqual([host.datagrams for host in hosts], [[(b"%d" % n, target, "same")] for n in range(3)])
         await handles[0].stop()
         self.assertEqual([handle.stats()["up"] for handle in handles], [False, True, True])
+
+
+class PacketTests(ApiTestCase):
+    """Packets by call, without anybody who speaks TCP."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.local_ = self.local(self.server())
+        self.packets: list[bytes] = []
+        profile = Tun2socksConfig(stack="none", socksServerAddr=Address("127.0.0.1", 9), mtu=1280)
+        self.handle = self.kept(
+            start_tun2socks(
+                profile,
+                self.host.happened,
+                self.host.data,
+                packetsReceived=self.received,
+                local=self.local_,
+                reactor=reactor,
+            )
+        )
+
+    def received(self, packets: list[bytes], data: object) -> None:
+        assert data is self.host.data
+        self.packets += packets
+
+    async def test_answers(self) -> None:
+        """What is handed in is answered by packets: an echo request, and a SYN that nobody can serve."""
+        self.assertEqual(self.handle.sendPackets([ECHO4, ECHO6]), 2)
+        await until(lambda: len(self.packets) == 2)
+        self.assertEqual([(parse(each).source, parse(each).destination) for each in self.packets], [*map(back, PAIRS)])
+        self.handle.sendPackets([SYN4])
+        await until(lambda: len(self.packets) == 3)
+        self.assertEqual(parse(self.packets[2]).protocol, TCP)
+
+    async def test_datagrams(self) -> None:
+        """Datagrams go into the session of the udp-local that was given, and come back as packets of a length that suits."""
+        before = self.handle.stats()["udp"]
+        self.handle.sendPackets([UDP4, UDP6, UDP4])
+        await until(lambda: self.handle.stats()["udp"]["associations"] == 2)
+        self.assertEqual(before, {"associations": 0})
+        self.handle.service.gateway.send(Address("192.0.2.1", 4000), Address("198.51.100.7", 53), 3000, bytes(3000))
+        await until(lambda: len(self.packets) == 3)
+        self.assertEqual([len(each) <= 1280 for each in self.packets], [True] * 3)
+
+    async def test_garbage(self) -> None:
+        """What is no packet is dropped, and counted."""
+        self.handle.sendPackets([b"", b"x" * 19, b"x" * 100, bytes(65536)])
+        await until(lambda: self.handle.stats()["dropped"].get("malformed") == 4)
+        self.assertEqual(self.packets, [])
+
+    async def test_stopped(self) -> None:
+        """A handle that has stopped takes no packets."""
+        self.handle.sendPackets([ECHO4])
+        await self.handle.stop()
+        self.assertEqual((self.handle.sendPackets([ECHO4]), self.packets), (0, []))
+        self.assertEqual(self.handle.stats()["role"], "tun2socks")
+
+
+def back(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """The way back between two hosts."""
+    return pair[1], pair[0]
 
 
 class LifeTests(ApiTestCase):
