@@ -365,7 +365,7 @@ class PacketTests(ApiTestCase):
         self.assertEqual(parse(self.packets[2]).protocol, TCP)
 
     async def test_datagrams(self) -> None:
-        """Datagrams go into the session of the udp-local that was given, and come back as packets of a length that suits."""
+        """Datagrams go into the session of the udp-local that was given, and come back as packets that fit."""
         before = self.handle.stats()["udp"]
         self.handle.sendPackets([UDP4, UDP6, UDP4])
         await until(lambda: self.handle.stats()["udp"]["associations"] == 2)
