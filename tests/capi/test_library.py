@@ -51,7 +51,8 @@ class LibraryTests(SynchronousTestCase):
         require("valgrind")
         leaks = "--leak-check=full", "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"
         rest = "--error-exitcode=9", "--undef-value-errors=no", "--num-callers=12"
-        words = "valgrind", "--quiet", *leaks, *rest, f"--suppressions={HERE / 'valgrind.supp'}"
+        # It takes a processor for a quarter of a minute, which other tests may need more.
+        words = "nice", "valgrind", "--quiet", *leaks, *rest, f"--suppressions={HERE / 'valgrind.supp'}"
         run(*words, self.program(EXAMPLES / "embed.c"))
 
     def test_loaded(self) -> None:
