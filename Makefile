@@ -3,7 +3,7 @@
 PYTHON ?= python3
 TESTS ?= tests
 JOBS ?= 2
-ROLES ?= udp-local udp-server tun2socks proxy-controller
+ROLES ?= udp-local udp-server tun2socks proxy-controller l3-tunnel
 
 VENV = .venv
 BIN = $(VENV)/bin

@@ -124,7 +124,7 @@ def wideArea(link: Link, log: str) -> Iterator[Place]:
     @param log: the file that takes what the link's program says.
     """
     with ExitStack() as undo:
-        near, far = (undo.enter_context(_namespace(role)) for role in ("near", "far"))
+        near, far = (undo.enter_context(namespace(role)) for role in ("near", "far"))
         options = f"--a {near} --b {far} --delay-ms {link.delay} --rate-mbit {link.rate} --queue-kb {link.queue}"
         program = Program([sys.executable, "-m", "bench.wan", *options.split()], log)
         undo.callback(program.stop)
@@ -140,12 +140,12 @@ WIRED = Place(Site("10.77.0.1"), Site("10.77.0.2"))
 def wired() -> Iterator[Place]:
     """Two network namespaces with a wire between them, as fast as the machine. Needs root."""
     with ExitStack() as undo:
-        near, far = (undo.enter_context(_namespace(role)) for role in ("near", "far"))
+        near, far = (undo.enter_context(namespace(role)) for role in ("near", "far"))
         _ip(near, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", far)
-        for site, namespace in zip(WIRED, (near, far), strict=True):
-            _ip(namespace, "link", "set", "lo", "up")
-            _ip(namespace, "link", "set", "wire", "up")
-            _ip(namespace, "address", "add", f"{site.host}/24", "dev", "wire")
+        for site, where in zip(WIRED, (near, far), strict=True):
+            _ip(where, "link", "set", "lo", "up")
+            _ip(where, "link", "set", "wire", "up")
+            _ip(where, "address", "add", f"{site.host}/24", "dev", "wire")
         yield Place(*(Site(site.host, name) for site, name in zip(WIRED, (near, far), strict=True)))
 
 
@@ -154,7 +154,8 @@ def _ip(namespace: str, *words: str) -> None:
 
 
 @contextmanager
-def _namespace(role: str) -> Iterator[str]:
+def namespace(role: str) -> Iterator[str]:
+    """A network namespace, which has a name of its own."""
     name = f"bench{os.getpid()}-{next(_serial)}{role}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:

@@ -13,7 +13,9 @@ from xml.etree import ElementTree
 from twisted.trial.unittest import SynchronousTestCase
 
 from bench import __main__ as program
-from bench import tun
+from bench import l3, tun
+from bench.l3 import L3_MEASURES
+from bench.l3peers import L3_PEERS, PacketCord
 from bench.load import (
     NUMBERS,
     Load,
@@ -38,6 +40,9 @@ from bench.table import Column, Figure, Results, fold, markdown, percent, remark
 from bench.tun import TUN_MEASURES
 from bench.tunpeers import TUN_PEERS
 from bench.wan import Direction
+
+PLAIN_PEERS = ["packetcord", "routed-plain"]
+"""Peers that need devices without offload."""
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -437,6 +442,41 @@ class TunTests(SynchronousTestCase):
         self.assertEqual(tun.parse(["--only", "ours,wheel"]).only, ["ours", "wheel"])
         self.patch(sys, "stderr", mock.Mock())
         self.assertRaises(SystemExit, tun.parse, ["--measure", "nonsense"])
+
+
+class L3Tests(SynchronousTestCase):
+    """What is measured between two sites."""
+
+    def test_pages(self) -> None:
+        """Tables, page and picture are made of any figures; a peer that is absent is a line that says so."""
+        results = Results()
+        for place, peer in enumerate(L3_PEERS[:2]):
+            for measure in L3_MEASURES:
+                for column in measure.columns:
+                    results.add(peer.name, column.key, Figure(10.0 ** (place + 7)))
+        results.remark("packetcord", "absent: it is not set")
+        facts = [("Kernel", "Linux 6"), ("Date", "today")]
+        page = l3.page(results, L3_MEASURES, facts, "python -m bench.l3")
+        self.assertIn("| udptunnel, raw sockets | 100M | 100M | 100M | 100M |", page)
+        self.assertIn("* PacketCord: absent: it is not set\n", page)
+        self.assertIn("PacketCord: absent", l3.terminal(results, L3_MEASURES))
+        root = ElementTree.fromstring(l3.l3Picture(results, facts))
+        self.assertIn("Linux 6; today", [each.text for each in root.iter(f"{SVG}text")])
+
+    def test_absence(self) -> None:
+        """A peer whose paths are not given is absent, and so is one that needs a program that is not there."""
+        self.patch(os, "geteuid", lambda: 0)
+        self.patch(shutil, "which", lambda name: name)
+        with mock.patch.dict("os.environ", dict.fromkeys(PacketCord.needs, "")):
+            self.assertEqual(PacketCord().absence(), "PACKETCORD_TEP_A is not set")
+        self.patch(shutil, "which", lambda name: None if name == "ethtool" else name)
+        self.assertEqual([peer.name for peer in L3_PEERS if peer.absence() == "ethtool is not there"], PLAIN_PEERS)
+
+    def test_options(self) -> None:
+        """Names must be known."""
+        self.assertEqual(l3.parse(["--only", "ours-raw,routed"]).only, ["ours-raw", "routed"])
+        self.patch(sys, "stderr", mock.Mock())
+        self.assertRaises(SystemExit, l3.parse, ["--measure", "nonsense"])
 
 
 class DirectionTests(SynchronousTestCase):

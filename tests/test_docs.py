@@ -16,10 +16,13 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import udptunnel
 from tests.protocol_client import ProtocolClient
+from tests.wire.packets import ECHO4, UDP4
 from udptunnel.config import ROLES, ServerConfig, optionName
 from udptunnel.console import checkFile
 from udptunnel.core.acl import DENIED_NETWORKS, AccessRules
 from udptunnel.core.counters import Counters
+from udptunnel.core.l3keys import Asked, Attempt, Keys, Stamp
+from udptunnel.core.l3session import L3Session
 from udptunnel.core.login import NO_BINDING, Challenge, Login
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.offload import probe
@@ -39,6 +42,7 @@ from udptunnel.wire.greeting import (
     unpackGreeting,
     unpackProof,
 )
+from udptunnel.wire.l3 import ASK, DATA, OPEN, unpackInitiation, unpackResponse
 
 PACKAGE = Path(udptunnel.__file__).parent
 ROOT = PACKAGE.parent
@@ -168,9 +172,9 @@ MEANINGS = {
 """How the code reads the body of a frame, by the first word of its golden name."""
 
 
-def goldenBytes() -> dict[str, bytes]:
+def goldenBytes(language: str = "golden") -> dict[str, bytes]:
     """The frames in the C{golden} blocks of the page."""
-    lines = "".join(blocks(read("docs/topics/protocol.md"), "golden")).splitlines()
+    lines = "".join(blocks(read("docs/topics/protocol.md"), language)).splitlines()
     pairs = (re.fullmatch(r"([a-z0-9-]+): ([0-9a-f ]+?) +# .+", line) for line in lines)
     return {pair[1]: bytes.fromhex(pair[2]) for pair in pairs if pair is not None}
 
@@ -213,6 +217,29 @@ class ProtocolTests(SynchronousTestCase):
             {name: int(number, 16) << 24 for number, name in rows.items()},
             {name: getattr(frame, name) for name in kinds() - letters},
         )
+
+
+class L3ProtocolTests(SynchronousTestCase):
+    """The messages of l3-tunnel on docs/topics/protocol.md against the code."""
+
+    def test_made(self) -> None:
+        """The code makes the golden messages of the secrets that the page names, and reads them."""
+        golden = goldenBytes("golden-l3")
+        key, first, second = (bytes(range(start, start + 32)) for start in (0x80, 0x20, 0x40))
+        attempt = Attempt(key, 5, Stamp(1_700_000_000 * 10**9, b"abcd"), lambda length: first)
+        asked = Asked(key, unpackInitiation(golden["initiation"]))
+        response, keys = asked.answer(9, lambda length: second)
+        attempt.finish(unpackResponse(golden["response"]))
+        sessions = [L3Session(5, 9, Keys(keys.receive, keys.send), True, 0.0) for _ in range(2)]
+        made = {
+            "initiation": attempt.message,
+            "response": response,
+            "data": sessions[0].seal(DATA, [ECHO4]),
+            "open": sessions[0].seal(OPEN, [UDP4]),
+            "here": sessions[1].seal(DATA, [b""]),
+            "ask": sessions[1].seal(DATA, [ASK]),
+        }
+        self.assertEqual({name: raw.hex() for name, raw in made.items()}, {n: raw.hex() for n, raw in golden.items()})
 
 
 class NoResolver:
@@ -398,8 +425,11 @@ class ReferenceTests(SynchronousTestCase):
         self.assertIn(HEAD, read("docs/reference/udptunnel.md"))
 
 
-QUEUES = {"tun2socks": "core/waiting.py"}
+QUEUES = {"tun2socks": "core/waiting.py", "l3-tunnel": "core/l3way.py"}
 """What datagrams wait in, if not in that of a link."""
+
+REFUSALS = {"_refusal", "outwardRefusal", "inwardRefusal", "_loopRefusal", "_fragmentRefusal"}
+"""What says why something is dropped, by returning it."""
 
 REPORTED = {"sent", "sentBytes", "received", "receivedBytes", "dropped"}
 
@@ -434,7 +464,7 @@ def _reasonsIn(node: ast.AST, file: Path) -> set[str]:
         return {text for text in texts if not text.isdigit()}
     if isinstance(node, ast.Assign) and _nameOf(node.targets[0]) == "missing":
         return {_textOf(node.value, file)}
-    if isinstance(node, ast.FunctionDef) and node.name == "_refusal":
+    if isinstance(node, ast.FunctionDef) and node.name in REFUSALS:
         return {text for each in ast.walk(node) if isinstance(each, ast.Return) and (text := _textOf(each.value, file))}
     return set()
 

@@ -49,6 +49,10 @@ SOCKS = "--socks-server-addr=127.0.0.1:1080"
 
 LACKING = (
     ("twistd -n tun2socks --tundev=tun7 " + SOCKS, "lacks fcntl, pytun, pyroute2, which a TUN takes"),
+    (
+        "twistd -n l3-tunnel --interface=a --capture=10.0.0.0/8 --peer=127.0.0.1:1 --key-file=a.key",
+        "lacks packet sockets, rtnetlink, fcntl, pytun, pyroute2, which l3-tunnel takes",
+    ),
     ("twistd -n proxy-controller --socket=a.sock", "rtnetlink, fcntl, pytun, pyroute2, which proxy-controller takes"),
 )
 """Command lines that end with status 1 there, and what is said."""

@@ -60,6 +60,7 @@ class PluginTests(ProcessTestCase):
             "udp-server": "udptunnel.tap.server",
             "tun2socks": "udptunnel.tap.tun2socks",
             "proxy-controller": "udptunnel.tap.controller",
+            "l3-tunnel": "udptunnel.tap.l3",
         }
         self.assertEqual(roles, expected)
         self.assertIn("socks5", parsers)
@@ -90,6 +91,7 @@ class TwistdTests(ProcessTestCase):
         self.assertIn("udp-server", done.stdout)
         self.assertIn("tun2socks", done.stdout)
         self.assertIn("proxy-controller", done.stdout)
+        self.assertIn("l3-tunnel", done.stdout)
 
     def test_help(self) -> None:
         """Each role has a help with examples."""
@@ -98,6 +100,7 @@ class TwistdTests(ProcessTestCase):
             ("udp-server", "--allow 10.1.0.0/16"),
             ("tun2socks", "--udp-socks-server-addr 127.0.0.1:1234"),
             ("proxy-controller", "--socket /run/udptunnel.sock"),
+            ("l3-tunnel", "udptunnel genkey >tunnel.key"),
         ):
             done = self.twistd(role, "--help")
             self.assertEqual(done.returncode, 0)
@@ -112,6 +115,7 @@ class TwistdTests(ProcessTestCase):
             (("tun2socks", "--tundev", "tun0"), "--socks-server-addr HOST:PORT is missing"),
             (("tun2socks", "--fwmark", "red"), "--fwmark red: expected a whole number"),
             (("proxy-controller",), "--socket: expected the PATH"),
+            (("l3-tunnel",), "--interface NAME is missing"),
         ):
             done = self.twistd(*words)
             self.assertEqual(done.returncode, 1)

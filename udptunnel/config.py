@@ -160,6 +160,14 @@ def socksServer(text: str) -> Address:
     return given
 
 
+def socketAddress(text: str) -> Address:
+    """ADDRESS:PORT, the address in digits."""
+    given = address(text)
+    if given.isName:
+        raise ValueError("ADDRESS:PORT, the address in digits, such as 0.0.0.0:60000")
+    return given
+
+
 def egress(text: str) -> EgressPlace:
     """C{direct}, or another way with its place."""
     kind, _, place = text.partition(":")
@@ -605,11 +613,84 @@ class ControllerConfig:
     redact: bool = REDACT
 
 
+@dataclass(frozen=True)
+class L3Config:
+    """l3-tunnel: carries the IP packets between two networks, without an interface of its own."""
+
+    interface: str | None = option(
+        None, deviceName, "NAME", "Where packets are captured: the interface towards our network; must be given."
+    )
+    capture: tuple[str, ...] = option(
+        (),
+        network,
+        "CIDR",
+        "A network behind the other end: packets to it are captured, and only packets from it are injected; must be "
+        "given.",
+    )
+    local: Address | None = option(
+        None, socketAddress, "ADDRESS:PORT", "The UDP port of this end; needed unless --peer or --link is given."
+    )
+    peer: Address | None = option(
+        None,
+        socksServer,
+        "HOST:PORT",
+        "The other end, with --link as udp-server reaches it; if not given, whoever knows the key may begin.",
+    )
+    keyFile: str | None = option(
+        None, anyText, "FILE", "The key, which both ends have: udptunnel genkey makes one; must be given."
+    )
+    link: tuple[str, ...] = option(
+        (), anyText, "ENDPOINT", "Go through this udp-server, over TCP, instead of over UDP."
+    )
+    tls: str | None = TLS
+    tlsTrust: str | None = option(
+        None, anyText, "TRUST", "Links are TLS: the CA of udp-server in a PEM file, or sha256:HEX of its certificate."
+    )
+    tlsName: str | None = option(
+        None, anyText, "NAME", "The name that udp-server's certificate must have, if not the host in --link."
+    )
+    secret: str | None = option(
+        None, anyText, "FILE", "A line user:secret, with which we prove to udp-server who we are."
+    )
+    inject: str = option(
+        "raw",
+        oneOf("raw", "tun"),
+        "HOW",
+        "How packets get into our network: raw, by raw sockets; tun, through a TUN, several times as fast, if this "
+        "machine forwards packets.",
+    )
+    tundev: str = option("l3tun0", deviceName, "NAME", "What the TUN is called.")
+    tunOffload: str = option("all", anyText, "NAMES", "What the TUN may do: all, none, or some of vnet,tso,uso.")
+    setup: bool = flag(
+        "Set the routes that are needed, and with --mtu the MTU of --interface, and undo that at the end."
+    )
+    mtu: int = option(
+        0,
+        integer(0, 65_535),
+        "BYTES",
+        "The longest packet for the other end; 0: what fits the path to --peer, or 1420.",
+    )
+    keepalive: float | None = option(
+        None,
+        number(0, 3600),
+        "S",
+        "Seconds of silence after which we ask whether the other end is there; 0: never. Not given: 25 with --peer.",
+    )
+    allowSelf: bool = flag("Let the other end reach this machine itself, too.")
+    offload: str = OFFLOAD
+    rest: float = REST
+    status: str | None = STATUS
+    insecureNoAuth: bool = flag("Let --status listen beyond loopback although whoever can reach it may read it.")
+    logFormat: str = LOG_FORMAT
+    redact: bool = REDACT
+
+
 ROLES: dict[str, type[Any]] = {
     "udp-local": LocalConfig,
     "udp-server": ServerConfig,
     "tun2socks": Tun2socksConfig,
     "proxy-controller": ControllerConfig,
+    "l3-tunnel": L3Config,
 }
 """The roles that can be configured, by the name of their TOML table and twistd command."""
 

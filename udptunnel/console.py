@@ -4,6 +4,8 @@ The console script C{udptunnel}: what is not a daemon.
 
 from __future__ import annotations
 
+import base64
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from udptunnel.run import RunOptions
 from udptunnel.run import run as _run
 from udptunnel.status import StatusOptions, status
 from udptunnel.up import DownOptions, UpOptions, down, up
+from udptunnel.wire.l3 import KEY_BYTES
 
 
 class DemoOptions(usage.Options):
@@ -51,6 +54,16 @@ option names of twistd udp-local, udp-server and the others as keys, and tables
         self["file"] = name
 
 
+class GenkeyOptions(usage.Options):
+    """udptunnel genkey."""
+
+    longdesc = """Prints 32 random bytes in base64: the key that both ends of an l3-tunnel
+have. Let nobody else read the file:
+
+    (umask 077; udptunnel genkey >tunnel.key)
+"""
+
+
 class Options(usage.Options):
     """udptunnel."""
 
@@ -69,6 +82,7 @@ class Options(usage.Options):
         ["run", None, RunOptions, "Run one command whose only way out is the tunnel."],
         ["up", None, UpOptions, "Bring up what a file describes: roles, and the programs that carry their links."],
         ["down", None, DownOptions, "Take it down again."],
+        ["genkey", None, GenkeyOptions, "Make a key for the two ends of an l3-tunnel."],
         ["pki", None, PkiOptions, "Make certificates and secrets for links over TLS."],
     ]
 
@@ -92,7 +106,13 @@ def main(words: Sequence[str] | None = None) -> None:
         raise SystemExit(f"udptunnel: {error}; see udptunnel --help") from None
     commands: dict[str, Callable[[Any], int]] = {"demo": lambda _: _demo(), "check": _check, "pki": _pki, "run": _run}
     commands |= {"status": status, "ping": ping, "check-net": checkNet, "up": up, "down": down}
+    commands["genkey"] = lambda _: _genkey()
     raise SystemExit(commands[str(options.subCommand)](options.subOptions))
+
+
+def _genkey() -> int:
+    print(base64.b64encode(os.urandom(KEY_BYTES)).decode("ascii"))
+    return 0
 
 
 # -- check

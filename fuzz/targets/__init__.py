@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from fuzz.targets.access import accessAddress, accessName, accessRules
 from fuzz.targets.config import localConfig, serverConfig
+from fuzz.targets.l3 import l3Inward, l3Message, l3Outward
 from fuzz.targets.links import localLink, localLinkUp, serverLink, serverLinkUp
 from fuzz.targets.names import dnsQuestion
 from fuzz.targets.packets import fragments, packet
@@ -36,6 +37,9 @@ TARGETS: dict[str, Target] = {
     "frames": frames,
     "gateway": gateway,
     "greeting": greeting,
+    "l3-inward": l3Inward,
+    "l3-message": l3Message,
+    "l3-outward": l3Outward,
     "link-local": localLink,
     "link-local-up": localLinkUp,
     "link-server": serverLink,

@@ -33,6 +33,7 @@ class MemoryRouting:
 
     @ivar refused: what the next calls raise, by name of the call, or by call and family.
     @ivar strict: C{rp_filter} by device.
+    @ivar forwarding: devices whose packets go further, and the version of IP.
     """
 
     def __init__(self, *devices: Device) -> None:
@@ -47,6 +48,7 @@ class MemoryRouting:
         self.chosen = list(USUAL_RULES)
         self.refused: dict[object, OSError] = {}
         self.strict = {"all": 0, **{device.name: 0 for device in self.present}}
+        self.forwarding: set[tuple[str, int]] = set()
 
     def _called(self, name: str, family: int = 0) -> None:
         for key in (name, (name, family)):
@@ -96,6 +98,10 @@ class MemoryRouting:
         self._called("setAlias")
         self.present = [each._replace(alias=text) if each.number == device else each for each in self.present]
 
+    def setMtu(self, device: int, mtu: int) -> None:
+        self._called("setMtu")
+        self.present = [each._replace(mtu=mtu) if each.number == device else each for each in self.present]
+
     def removeDevice(self, device: int) -> None:
         """A device is gone, and every route through it."""
         self._called("removeDevice")
@@ -108,6 +114,10 @@ class MemoryRouting:
     def setReversePath(self, name: str, value: int) -> None:
         self._called("setReversePath")
         self.strict[name] = value
+
+    def forward(self, name: str, family: int) -> None:
+        self._called("forward", family)
+        self.forwarding.add((name, family))
 
     # -- the kernel's way
 

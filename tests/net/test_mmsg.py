@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.examples import EXAMPLES
-from udptunnel.net.mmsg import AVAILABLE, SLOTS, Inbox, Outbox
-from udptunnel.net.sockaddr import SourceNames
+from udptunnel.net.mmsg import AVAILABLE, FEW_SLOTS, SLOTS, Inbox, Outbox, PacketInbox, PacketOutbox
+from udptunnel.net.sockaddr import SourceNames, packSockaddr
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import LARGEST_DATAGRAM, split
 
@@ -124,6 +124,98 @@ class ManyMessagesTests(SynchronousTestCase):
 
 
 class ManyMessages6Tests(ManyMessagesTests):
+    """The same over IPv6."""
+
+    family = socket.AF_INET6
+    host = "::1"
+
+
+class PacketTests(SynchronousTestCase):
+    """L{PacketInbox} and L{PacketOutbox}."""
+
+    family = socket.AF_INET
+    host = "127.0.0.1"
+
+    def setUp(self) -> None:
+        if not AVAILABLE:
+            raise SkipTest("this system has no recvmmsg")
+        self.outbox, self.inbox = PacketOutbox(self.family), PacketInbox(10, 14, 70000)
+        self.here, self.there, self.elsewhere = self.open(), self.open(), self.open()
+
+    open = ManyMessagesTests.open
+
+    def name(self, opened: socket.socket) -> bytes:
+        """Its address as the kernel has it."""
+        return packSockaddr(self.family, opened.getsockname()[:2])
+
+    def send(self, *messages: bytes) -> int:
+        """Send messages from here to there."""
+        return self.outbox.send(self.here.fileno(), [self.name(self.there)] * len(messages), messages)
+
+    def receive(self) -> list[bytes]:
+        """What one call receives there, copied."""
+        return [bytes(each) for each in self.inbox.receive(self.there.fileno())]
+
+    def test_leftOut(self) -> None:
+        """A part in the middle is left out of each message, and the rest of it lies together."""
+        self.assertEqual(self.send(b"0123456789" + b"-" * 14 + b"abc", b"9876543210" + b"-" * 14), 2)
+        self.assertEqual(self.receive(), [b"0123456789abc", b"9876543210"])
+        self.assertEqual(self.receive(), [])
+
+    def test_nothingLeftOut(self) -> None:
+        """That part may be empty."""
+        self.inbox = PacketInbox(10, 0, 70000)
+        self.send(b"0123456789abc")
+        self.assertEqual(self.receive(), [b"0123456789abc"])
+
+    def test_addresses(self) -> None:
+        """Each message goes to its own address."""
+        names = [self.name(self.there), self.name(self.elsewhere), self.name(self.there)]
+        self.assertEqual(self.outbox.send(self.here.fileno(), names, [b"a" * 30, b"b" * 31, b"c" * 32]), 3)
+        self.assertEqual([each[10:] for each in self.receive()], [b"a" * 6, b"c" * 8])
+        self.assertEqual(self.elsewhere.recv(99), b"b" * 31)
+
+    def test_room(self) -> None:
+        """One call takes 64 messages, or as many as there is room for, at least one; it says how many."""
+        self.assertEqual(self.send(*[b"x" * 30] * 70), SLOTS)
+        self.assertEqual(len(self.receive()), SLOTS)
+        self.assertEqual(self.send(*[b"y" * 60000] * 3), 2)
+        self.assertEqual([len(each) for each in self.receive()], [60000 - 14] * 2)
+
+    def test_long(self) -> None:
+        """While messages are long, fewer are taken by one call."""
+        for _ in range(2):
+            self.there.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)
+            for _ in range(10):
+                self.send(b"z" * 60000, b"z" * 60000)
+            counts = [len(self.receive()), len(self.receive())]
+        self.assertEqual(counts, [FEW_SLOTS, 20 - FEW_SLOTS])
+
+    def test_errors(self) -> None:
+        """The first message that is refused raises if nothing went before; otherwise it is said how many went."""
+        names = [self.name(self.there), bytes(28)[: len(self.name(self.there))]]
+        self.assertEqual(self.outbox.send(self.here.fileno(), names, [b"a" * 30, b"b" * 30]), 1)
+        error = self.assertRaises(OSError, self.outbox.send, self.here.fileno(), names[1:], [b"b" * 30])
+        self.assertIn(error.errno, (errno.EINVAL, errno.EAFNOSUPPORT, errno.EDESTADDRREQ))
+        here, there = os.pipe()
+        self.addCleanup(os.close, here)
+        self.addCleanup(os.close, there)
+        self.assertEqual(self.assertRaises(OSError, self.inbox.receive, here).errno, errno.ENOTSOCK)
+
+    def test_shapes(self) -> None:
+        """Whatever was sent before through the same memory, messages arrive as they are."""
+
+        @settings(max_examples=min(EXAMPLES, 100), deadline=None)
+        @given(st.lists(st.lists(st.binary(min_size=24, max_size=200), min_size=1, max_size=20), max_size=4))
+        def check(calls: list[list[bytes]]) -> None:
+            for messages in calls:
+                self.assertEqual(self.send(*messages), len(messages))
+                self.assertEqual(self.receive(), [each[:10] + each[24:] for each in messages])
+
+        check()
+
+
+class Packet6Tests(PacketTests):
     """The same over IPv6."""
 
     family = socket.AF_INET6

@@ -60,7 +60,7 @@ class ReadTests(SynchronousTestCase):
     def test_wrong(self) -> None:
         """What is wrong is said in one line, with the file and the table."""
         for text, expected in (
-            ("", "there is no table; known are udp-local, udp-server, tun2socks, proxy-controller, carrier"),
+            ("", "there is no table; known are udp-local, udp-server, tun2socks, proxy-controller, l3-tunnel, carrier"),
             ("[carrier]\ncommand = ['x']\n", "[carrier]: write [[carrier]]"),
             ("carrier = ['x']\n", "[[carrier]] number 1: expected a table"),
             ("[[carrier]]\n", "[[carrier]] number 1: command: expected a list of texts"),

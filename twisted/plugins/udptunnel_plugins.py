@@ -29,3 +29,10 @@ proxyController = ServiceMaker(
     "Lead the machine's packets through a TUN when a client asks for it over a Unix socket.",
     "proxy-controller",
 )
+
+l3Tunnel = ServiceMaker(
+    "udptunnel l3-tunnel",
+    "udptunnel.tap.l3",
+    "Carry the IP packets between two networks over UDP, sealed, without an interface of its own.",
+    "l3-tunnel",
+)

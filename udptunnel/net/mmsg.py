@@ -12,7 +12,11 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+from array import array
+from bisect import bisect
+from collections.abc import Sequence
 from errno import EAGAIN, EINTR
+from itertools import accumulate
 
 from udptunnel.net.platforms import LINUX, libc
 from udptunnel.net.sockaddr import SOCKADDR_BYTES, SourceNames, packSockaddr
@@ -30,6 +34,8 @@ FEW_SLOTS = 16
 
 _SLOT_BYTES = 65536
 _NAME_BYTES = 28
+_LINE_BYTES = 64
+"""Of a cache: slots begin where one begins."""
 _CONTROL_BYTES = 32
 """CMSG_SPACE(sizeof(int)) is 24; the rest keeps the slots aligned."""
 
@@ -75,6 +81,17 @@ if LINUX:
 
 def _addressOf(area: bytearray) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(area))
+
+
+def _columnOf(headers: ctypes.Array[_MMsgHdr]) -> memoryview:
+    """How long each message was, as far as it was received."""
+    stride = ctypes.sizeof(_MMsgHdr) // 4
+    return memoryview(headers).cast("B").cast("I")[_MMsgHdr.length.offset // 4 :: stride]
+
+
+def _raiseUnlessNothing(number: int) -> None:
+    if number not in (EAGAIN, EINTR):
+        raise OSError(number, os.strerror(number))
 
 
 def _column(headers: bytearray, offset: int, count: int) -> memoryview:
@@ -132,7 +149,8 @@ class Inbox:
         """
         count = _recvmmsg(descriptor, self._start, self._most, socket.MSG_DONTWAIT, None)
         if count <= 0:
-            return self._failed(ctypes.get_errno())
+            _raiseUnlessNothing(ctypes.get_errno())
+            return []
         self.full = count == self._most
         lengths = self._lengths[:count].tolist()
         marked = any(self._controlLengths[:count].tolist())
@@ -146,11 +164,6 @@ class Inbox:
         used = count * ctypes.sizeof(_MMsgHdr)
         self._headers[:used] = self._pristine[:used]
         return bursts
-
-    def _failed(self, number: int) -> list[Burst]:
-        if number not in (EAGAIN, EINTR):
-            raise OSError(number, os.strerror(number))
-        return []
 
     def _sizes(self, count: int, lengths: list[int]) -> list[int]:
         """Datagram size of each message: what UDP_GRO says, or the message's own length."""
@@ -228,3 +241,101 @@ class Outbox:
         self._shortened = last
 
     _shortened: int | None = None
+
+
+class PacketInbox:
+    """
+    Receives up to L{SLOTS} messages at once, each without a part of it that stands between two others.
+
+    The kernel itself puts that part elsewhere: nothing is copied to close the gap.
+    """
+
+    def __init__(self, before: int, between: int, longest: int) -> None:
+        """
+        @param before: how many bytes come before what is left out.
+        @param between: how many are left out.
+        @param longest: how long a message without them may be. What is longer is cut.
+        """
+        self._slotBytes = longest + -longest % _LINE_BYTES
+        self._between = between
+        self._area = bytearray(SLOTS * self._slotBytes)
+        self._view = memoryview(self._area)
+        self._left = bytearray(max(1, between))
+        self._iovecs = (_IoVec * (3 * SLOTS))()
+        self._headers = (_MMsgHdr * SLOTS)()
+        area, left = _addressOf(self._area), _addressOf(self._left)
+        for slot, message in enumerate(self._headers):
+            start, first = area + slot * self._slotBytes, 3 * slot
+            parts = (start, before), (left, between), (start + before, longest - before)
+            self._iovecs[first : first + 3] = [_IoVec(*part) for part in parts]
+            message.header.iov = ctypes.addressof(self._iovecs[first])
+            message.header.iovLength = 3
+        self._lengths = _columnOf(self._headers)
+        self._most = SLOTS
+
+    def receive(self, descriptor: int) -> list[memoryview]:
+        """
+        Take what has arrived at a socket. It may be written to, and is valid until the next call.
+
+        @raise OSError: the kernel reports anything but "nothing there".
+        """
+        count = _recvmmsg(descriptor, ctypes.addressof(self._headers), self._most, socket.MSG_DONTWAIT, None)
+        if count <= 0:
+            _raiseUnlessNothing(ctypes.get_errno())
+            return []
+        view, size, between = self._view, self._slotBytes, self._between
+        lengths = self._lengths[:count].tolist()
+        self._most = FEW_SLOTS if sum(lengths) > FEW_SLOTS * size / 4 else SLOTS
+        starts = range(0, count * size, size)
+        return [view[start : start + length - between] for start, length in zip(starts, lengths, strict=True)]
+
+
+class PacketOutbox:
+    """Sends messages of which each has its own address, up to L{SLOTS} at once."""
+
+    def __init__(self, family: int) -> None:
+        """
+        @param family: of all addresses.
+        """
+        self._nameBytes = SOCKADDR_BYTES[family]
+        self._area = bytearray(2 * _SLOT_BYTES)
+        self._names = bytearray(SLOTS * self._nameBytes)
+        self._vectors = bytearray(SLOTS * ctypes.sizeof(_IoVec))
+        self._headers = (_MMsgHdr * SLOTS)()
+        self._start, names, vectors = map(_addressOf, (self._area, self._names, self._vectors))
+        for slot, message in enumerate(self._headers):
+            message.header.name = names + slot * self._nameBytes
+            message.header.nameLength = self._nameBytes
+            message.header.iov = vectors + slot * ctypes.sizeof(_IoVec)
+            message.header.iovLength = 1
+        # Pointers and sizes are as long as this on all machines that Linux runs on.
+        fields = memoryview(self._vectors).cast("L")
+        self._bases, self._lengths = fields[::2], fields[1::2]
+
+    def send(self, descriptor: int, names: Sequence[bytes], payloads: Sequence[Buffer]) -> int:
+        """
+        Send the first of some messages.
+
+        @param names: the kernel's form of each address (L{packSockaddr}).
+        @param payloads: of at most 65,536 bytes each.
+        @return: how many went. If these are not all, call again for the others: then it shows why.
+        @raise OSError: not even the first went.
+        """
+        count = self._lay(names, payloads)
+        sent = _sendmmsg(descriptor, ctypes.addressof(self._headers), count, socket.MSG_DONTWAIT)
+        if sent < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return int(sent)
+
+    def _lay(self, names: Sequence[bytes], payloads: Sequence[Buffer]) -> int:
+        """Copy as many as there is room for; returns how many."""
+        lengths = list(map(len, payloads[:SLOTS]))
+        ends = list(accumulate(lengths))
+        count = bisect(ends, len(self._area))
+        self._area[: ends[count - 1]] = b"".join(payloads[:count])
+        self._names[: count * self._nameBytes] = b"".join(names[:count])
+        bases = [self._start, *(self._start + end for end in ends[: count - 1])]
+        self._bases[:count] = array("L", bases)
+        self._lengths[:count] = array("L", lengths[:count])
+        return count

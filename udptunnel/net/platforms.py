@@ -72,6 +72,7 @@ PARTS: dict[str, Callable[[], bool]] = {
     "fork": lambda: hasattr(os, "fork"),
     "marks on sockets": lambda: hasattr(socket, "SO_MARK"),
     "network namespaces": lambda: LINUX and hasattr(libc, "unshare"),
+    "packet sockets": lambda: hasattr(socket, "AF_PACKET"),
     "process groups": lambda: hasattr(os, "killpg"),
     "pyroute2": lambda: _isInstalled("pyroute2"),
     "pytun": lambda: _isInstalled("pytun"),
@@ -88,6 +89,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "--fwmark": ("marks on sockets",),
     "a route": ("rtnetlink", "pyroute2"),
     "proxy-controller": ("Unix sockets", "users and groups", "rtnetlink", "fcntl", "pytun", "pyroute2"),
+    "l3-tunnel": ("packet sockets", "rtnetlink", "fcntl", "pytun", "pyroute2"),
     "udptunnel run": ("network namespaces", "Unix sockets", "sigwaitinfo", "fcntl", "pytun", "pyroute2"),
     "udptunnel up": ("fork", "process groups", "fcntl"),
     "a pipe": ("Unix sockets",),
@@ -103,16 +105,25 @@ on macOS (L{udptunnel.net.utun}) and on Windows (L{udptunnel.net.wintun}).
 LINUX_ONLY = frozenset(
     f"udptunnel.{name}"
     for name in (
+        "net.blackhole",
+        "net.discards",
+        "net.injection",
         "net.inside",
         "net.mmsg",
         "net.namespace",
         "net.netns",
+        "net.ownaddresses",
+        "net.packet",
+        "net.packetfilter",
         "net.persistent",
         "net.rtnetlink",
         "net.watch",
         "run",
         "services.controller",
+        "services.l3",
+        "services.l3outer",
         "tap.controller",
+        "tap.l3",
     )
 )
 """Modules that are of use on Linux only. They can be imported everywhere; who uses one is told what is missing."""

@@ -28,7 +28,7 @@ USUAL_METRIC = {4: 0, 6: 1024}
 """Of a route for which nobody has chosen one; for IPv6, IP6_RT_PRIO_USER of net/ip6_route.h."""
 
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
-_RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
+_RTN_UNICAST, _RTN_BLACKHOLE, _RTN_UNREACHABLE = 1, 6, 7
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _RTM_F_CLONED = 0x200
 _FR_ACT_TO_TBL, _FR_ACT_GOTO, _FR_ACT_NOP = 1, 2, 3
@@ -56,6 +56,8 @@ class Device(NamedTuple):
     families: frozenset[int] = frozenset()
     """4 and 6, as far as it has addresses that others than neighbours can use."""
 
+    mtu: int = 0
+
 
 class KernelRoute(NamedTuple):
     """A route."""
@@ -71,6 +73,9 @@ class KernelRoute(NamedTuple):
     metric: int = 0
     protocol: int = 0
     """Who has made it (C{rtm_protocol})."""
+
+    silent: bool = False
+    """Without a device: whether packets vanish, and nobody is told that the network is unreachable."""
 
     @property
     def family(self) -> int:
@@ -110,7 +115,7 @@ class Routing(Protocol):
         """All network devices."""
 
     def routes(self, protocol: int | None = None, table: int | None = None) -> list[KernelRoute]:
-        """The unicast and unreachable routes of both families, or those of one maker or one table."""
+        """The unicast, unreachable and blackhole routes of both families, or those of one maker or one table."""
 
     def addRoute(self, route: KernelRoute) -> None:
         """Add a route; one with the same network, table and metric must not be there (EEXIST)."""
@@ -133,6 +138,9 @@ class Routing(Protocol):
     def setAlias(self, device: int, text: str) -> None:
         """Write something on a device."""
 
+    def setMtu(self, device: int, mtu: int) -> None:
+        """Say how long packets of a device may be."""
+
     def removeDevice(self, device: int) -> None:
         """Take a device away, whoever has it open."""
 
@@ -141,6 +149,9 @@ class Routing(Protocol):
 
     def setReversePath(self, name: str, value: int) -> None:
         """Change C{rp_filter} of a device."""
+
+    def forward(self, name: str, family: int) -> None:
+        """Have the host forward what arrives by a device, and by no other."""
 
 
 class LinuxRouting:
@@ -156,7 +167,7 @@ class LinuxRouting:
             return [_device(link, frozenset(families.get(link["index"], ()))) for link in ip.get_links()]
 
     def routes(self, protocol: int | None = None, table: int | None = None) -> list[KernelRoute]:
-        """The unicast and unreachable routes."""
+        """The unicast, unreachable and blackhole routes."""
         with _opened() as ip:
             found = [
                 _route(each) for family in _FAMILIES.values() for each in ip.get_routes(family=family) if _is(each)
@@ -201,6 +212,11 @@ class LinuxRouting:
         with _opened() as ip:
             ip.link("set", index=device, ifalias=text)
 
+    def setMtu(self, device: int, mtu: int) -> None:
+        """Say how long packets of a device may be."""
+        with _opened() as ip:
+            ip.link("set", index=device, mtu=mtu)
+
     def removeDevice(self, device: int) -> None:
         """Take a device away."""
         with _opened() as ip:
@@ -215,6 +231,12 @@ class LinuxRouting:
         """Change C{rp_filter} of a device."""
         with open(_reversePathFile(name), "w", encoding="ascii") as file:
             file.write(str(value))
+
+    def forward(self, name: str, family: int) -> None:
+        """Have the host forward what arrives by a device. For IPv6 that is possible since Linux 6.17."""
+        path = f"ipv4/conf/{name}/forwarding" if family == 4 else f"ipv6/conf/{name}/force_forwarding"
+        with open(f"/proc/sys/net/{path}", "w", encoding="ascii") as file:
+            file.write("1")
 
 
 @contextmanager
@@ -245,25 +267,26 @@ def _familyOf(number: int) -> int:
 
 def _device(link: Any, families: frozenset[int]) -> Device:
     name, alias = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_IFALIAS") or ""
-    return Device(link["index"], name, bool(link["flags"] & _IFF_LOWER_UP), alias, families)
+    isUp = bool(link["flags"] & _IFF_LOWER_UP)
+    return Device(link["index"], name, isUp, alias, families, link.get_attr("IFLA_MTU") or 0)
 
 
 def _is(message: Any) -> bool:
     """Whether a route is of a kind that matters here; the kernel lists what it has cached, too (RTM_F_CLONED)."""
-    return message["type"] in (_RTN_UNICAST, _RTN_UNREACHABLE) and not message["flags"] & _RTM_F_CLONED
+    return message["type"] in (_RTN_UNICAST, _RTN_BLACKHOLE, _RTN_UNREACHABLE) and not message["flags"] & _RTM_F_CLONED
 
 
 def _route(message: Any) -> KernelRoute:
     family = _familyOf(message["family"])
     host = message.get_attr("RTA_DST") or EVERYTHING[family].partition("/")[0]
-    isUnreachable = message["type"] == _RTN_UNREACHABLE
     return KernelRoute(
         f"{host}/{message['dst_len']}",
-        0 if isUnreachable else message.get_attr("RTA_OIF") or 0,
+        0 if message["type"] != _RTN_UNICAST else message.get_attr("RTA_OIF") or 0,
         message.get_attr("RTA_GATEWAY") or "",
         message.get_attr("RTA_TABLE") or message["table"],
         message.get_attr("RTA_PRIORITY") or 0,
         message["proto"],
+        message["type"] == _RTN_BLACKHOLE,
     )
 
 
@@ -276,7 +299,7 @@ def _routeFields(route: KernelRoute) -> dict[str, Any]:
     if route.metric:
         fields["priority"] = route.metric
     if not route.device:
-        return {**fields, "type": _RTN_UNREACHABLE}
+        return {**fields, "type": _RTN_BLACKHOLE if route.silent else _RTN_UNREACHABLE}
     if route.gateway:
         return {**fields, "oif": route.device, "gateway": route.gateway}
     return {**fields, "oif": route.device, "scope": _RT_SCOPE_LINK if route.family == 4 else _RT_SCOPE_UNIVERSE}

@@ -26,6 +26,7 @@ from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.guard import Guard
 from udptunnel.services.carrier import Carrier, Program, stopAll
 from udptunnel.services.controller import ControllerService
+from udptunnel.services.l3 import L3Service
 from udptunnel.services.local import LocalService
 from udptunnel.services.server import ServerService
 from udptunnel.services.tun2socks import Tun2socksService, throughSession
@@ -175,6 +176,8 @@ class Side(MultiService):
             return ServerService(config, self._reactor, guard=self._guard)
         if role == "proxy-controller":
             return ControllerService(config, self._reactor)
+        if role == "l3-tunnel":
+            return L3Service(config, self._reactor)
         local = self.roles.get("udp-local") if config.udpSocksServerAddr is None else None
         return Tun2socksService(config, self._reactor, udp=throughSession(local) if local is not None else None)
 
@@ -267,7 +270,7 @@ class Side(MultiService):
         return {**figures, **reports, "carriers": [each.report() for each in self._allCarriers()]}
 
 
-_ORDER = ("udp-server", "udp-local", "proxy-controller", "tun2socks")
+_ORDER = ("udp-server", "udp-local", "proxy-controller", "l3-tunnel", "tun2socks")
 """tun2socks comes last: what it leads into the TUN must find its way."""
 
 

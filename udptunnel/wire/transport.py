@@ -55,7 +55,10 @@ LARGEST_ERRORS = {4: 576, 6: 1280}
 UNREACHABLE, TOO_BIG = 3, 4
 """A type of ICMP, and a code of it."""
 
-UNREACHABLE_V6, TOO_BIG_V6, PARAMETER_PROBLEM_V6 = 1, 2, 4
+TIME_EXCEEDED = 11
+"""A type of ICMP."""
+
+UNREACHABLE_V6, TOO_BIG_V6, TIME_EXCEEDED_V6, PARAMETER_PROBLEM_V6 = 1, 2, 3, 4
 """Types of ICMPv6."""
 
 _UNKNOWN_PROTOCOL, _UNKNOWN_PROTOCOL_V6 = 2, 1
@@ -283,6 +286,14 @@ def tooBig(frame: Buffer, packet: Packet, mtu: int) -> bytes | None:
     section 3.2); nothing if L{unreachable} makes nothing.
     """
     return _error(frame, packet, (UNREACHABLE, TOO_BIG, min(mtu, 0xFFFF)), (TOO_BIG_V6, 0, mtu))
+
+
+def timeExceeded(frame: Buffer, packet: Packet) -> bytes | None:
+    """
+    The error that says that a packet has met too many routers (RFC 792, RFC
+    4443 section 3.3); nothing if L{unreachable} makes nothing.
+    """
+    return _error(frame, packet, (TIME_EXCEEDED, 0, 0), (TIME_EXCEEDED_V6, 0, 0))
 
 
 def _error(frame: Buffer, packet: Packet, inIpv4: _Message, inIpv6: _Message) -> bytes | None:

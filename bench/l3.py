@@ -1,0 +1,209 @@
+"""
+Measures what carries whole IP packets between two sites: C{python -m bench.l3}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.__main__ import raiseDescriptorLimit, run, someOf
+from bench.l3peers import L3_PEERS, TARGET, L3Peer, L3Run, OursL3
+from bench.measures import QUICK, Effort, Figures, Measure
+from bench.peers import Peer
+from bench.picture import Mark, Panel, picture
+from bench.programs import REPOSITORY, BenchError, cpuSeconds
+from bench.report import machineFacts
+from bench.table import Column, Figure, Results, markdown, percent, remarkLines, rows, short, terminalHeads, text
+
+PUBLISHED, PARTIAL = Path("docs/benchmarks"), Path("build/benchmarks")
+NAME = "l3"
+"""Results are NAME.md and NAME.svg."""
+
+ROUNDS = 3
+DIRECTIONS = {"up": (), "down": ("-R",)}
+STREAMS = (1, 4)
+PINGS_PER_SECOND = 200
+
+TITLES = [(peer.name, peer.title) for peer in L3_PEERS]
+
+
+class L3Measure(Measure):
+    """A measure whose peers all can do everything, if only badly."""
+
+    def obstacle(self, peer: Peer) -> tuple[str, str] | None:
+        """Nothing."""
+        return None
+
+
+def _tcp(direction: str, streams: int) -> Measure:
+    key = f"tcp-{direction}-{streams}"
+
+    def measure(peer: Peer, effort: Effort, before: Figures) -> Figures:
+        assert isinstance(peer, L3Peer)
+        with peer.between() as running:
+            pids = [program.pid for program in running.programs]
+            used = cpuSeconds(pids)
+            report = _iperf(running, effort.streamSeconds, "-P", str(streams), *DIRECTIONS[direction])
+            used = cpuSeconds(pids) - used
+        sent, received = report["end"]["sum_sent"], report["end"]["sum_received"]
+        if not received["bytes"]:
+            raise BenchError("nothing gets through")
+        again = sent["retransmits"] * report["start"]["tcp_mss_default"] / sent["bytes"]
+        cpu = used / received["bytes"] * 1e9 if pids else float("nan")
+        figures = {"": received["bits_per_second"], "-again": again, "-cpu": cpu}
+        return {f"{key}{name}": Figure(value) for name, value in figures.items()}
+
+    title = f"{direction}, {streams} stream{'s' * (streams > 1)}"
+    columns = (
+        Column(key, "TCP", title, "bit/s"),
+        Column(f"{key}-again", "Sent again", title, "", percent),
+        Column(f"{key}-cpu", "CPU of both ends", title, "s/GB"),
+    )
+    return L3Measure("tcp", f"TCP {title}", columns, measure)
+
+
+def _iperf(running: L3Run, seconds: float, *words: str) -> dict[str, dict[str, dict[str, float]]]:
+    """
+    Send from one host to the other; what iperf3 says in the end.
+
+    @raise BenchError: it fails.
+    """
+    command = ["iperf3", "-J", "-c", TARGET, "-t", f"{seconds:g}", *words]
+    try:
+        done = subprocess.run(running.inside(*command), capture_output=True, text=True, timeout=seconds + 20)
+        report: dict[str, dict[str, dict[str, float]]] = json.loads(done.stdout)
+    except (ValueError, subprocess.TimeoutExpired) as error:
+        raise BenchError(f"iperf3: {error}") from None
+    if "error" in report:
+        raise BenchError(f"iperf3: {report['error']}")
+    return report
+
+
+def _trips() -> Measure:
+    def measure(peer: Peer, effort: Effort, before: Figures) -> Figures:
+        assert isinstance(peer, L3Peer)
+        count = max(10, int(effort.tripSeconds * PINGS_PER_SECOND))
+        words = ["ping", "-q", "-c", str(count), "-i", f"{1 / PINGS_PER_SECOND:g}", TARGET]
+        with peer.between() as running:
+            done = subprocess.run(
+                running.inside(*words), capture_output=True, text=True, timeout=effort.tripSeconds + 20
+            )
+        said = done.stdout.splitlines()
+        # rtt min/avg/max/mdev = 0.045/0.051/0.061/0.005 ms
+        times = next((line.split()[3].split("/") for line in said if line.startswith("rtt ")), None)
+        if times is None:
+            raise BenchError(f"ping: {done.stdout.strip()[-200:]}")
+        return {"trip": Figure(float(times[1])), "trip-most": Figure(float(times[2]))}
+
+    group = f"Round trips, {PINGS_PER_SECOND} a second"
+    columns = Column("trip", group, "mean", "ms"), Column("trip-most", group, "longest", "ms")
+    return L3Measure("trips", "round trips", columns, measure)
+
+
+L3_MEASURES = (*(_tcp(direction, streams) for streams in STREAMS for direction in DIRECTIONS), _trips())
+"""All measures, in the order of the table."""
+
+KINDS = list(dict.fromkeys(measure.kind for measure in L3_MEASURES))
+
+
+# -- what is shown
+
+
+def table(results: Results, measures: Sequence[Measure], make: Callable[[list[Column]], str]) -> str:
+    """A table for each group of columns, as C{make} makes it."""
+    columns = [column for measure in measures for column in measure.columns]
+    groups = dict.fromkeys(column.group for column in columns)
+    return "\n".join(make([column for column in columns if column.group == group]) for group in groups)
+
+
+def page(results: Results, measures: Sequence[Measure], facts: Sequence[tuple[str, str]], how: str) -> str:
+    """The page with the results."""
+    lines = [
+        "# Results: IP packets between two sites",
+        "",
+        f"Made by `{how}`; see [how to read and to repeat them](README.md#ip-packets-between-two-sites).",
+        "",
+        *(f"* {name}: {fact}" for name, fact in facts),
+        "",
+        f"![The same figures as a picture]({NAME}.svg)",
+        "",
+        table(results, measures, lambda columns: markdown(columns, rows(results, TITLES, columns))),
+        *(f"* {line}" for line in remarkLines(results, TITLES)),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def terminal(results: Results, measures: Sequence[Measure]) -> str:
+    """The same for a terminal."""
+
+    def make(columns: list[Column]) -> str:
+        return f"{columns[0].group}\n{text(terminalHeads(columns), rows(results, TITLES, columns))}"
+
+    return "\n".join([table(results, measures, make), *remarkLines(results, TITLES)])
+
+
+def l3Picture(results: Results, facts: Sequence[tuple[str, str]]) -> str:
+    """The picture."""
+
+    def mark(label: str, key: str, hollow: bool = False) -> Mark:
+        values = {name: each.value for name, _ in TITLES if (each := results.median(name, key))}
+        return Mark(label, values, hollow)
+
+    def both(title: str, note: str, streams: int, suffix: str = "", show: Callable[[float], str] = short) -> Panel:
+        marks = [mark(each, f"tcp-{each}-{streams}{suffix}", each == "down") for each in DIRECTIONS]
+        return Panel(f"{title}, {streams} stream{'s' * (streams > 1)}", note, tuple(marks), show, False)
+
+    panels = [
+        *(both("TCP", "bit/s, more is better", streams) for streams in STREAMS),
+        *(both("CPU time of both ends", "s for 1 GB, less is better", streams, "-cpu") for streams in STREAMS),
+        both("Sent again", "share of TCP segments, less is better", 1, "-again", percent),
+        Panel("Round trip", "ms, less is better", (mark("mean", "trip"),), short, False),
+    ]
+    ours = frozenset(peer.name for peer in L3_PEERS if isinstance(peer, OursL3))
+    return picture(panels, TITLES, ours, "; ".join(fact for _, fact in facts))
+
+
+# -- the command
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    names = [peer.name for peer in L3_PEERS]
+    parser = argparse.ArgumentParser(prog="python -m bench.l3", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="short streams, one round: shows that it works, no more")
+    parser.add_argument("--only", type=someOf(names), default=names, metavar="PEER,...", help=", ".join(names))
+    parser.add_argument("--measure", type=someOf(KINDS), default=KINDS, metavar="NAME,...", help=", ".join(KINDS))
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"medians are over so many rounds [default: {ROUNDS}]")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where the page and the picture go")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the benchmarks, print the tables, and write the page and the picture."""
+    given = sys.argv[1:] if words is None else list(words)
+    options = parse(given)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    raiseDescriptorLimit()
+    peers = [peer for peer in L3_PEERS if peer.name in options.only]
+    measures = [measure for measure in L3_MEASURES if measure.kind in options.measure]
+    rounds = options.rounds or (1 if options.quick else ROUNDS)
+    results = run(peers, measures, rounds, QUICK if options.quick else Effort())
+    print(terminal(results, measures))
+    whole = not options.quick and len(peers) == len(L3_PEERS) and len(measures) == len(L3_MEASURES)
+    folder = options.output or REPOSITORY / (PUBLISHED if whole else PARTIAL)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = machineFacts()
+    how = "python -m bench.l3" + " --quick" * options.quick
+    (folder / f"{NAME}.md").write_text(page(results, measures, facts, how))
+    (folder / f"{NAME}.svg").write_text(l3Picture(results, facts))
+    print(f"written: {folder}/{NAME}.md, {folder}/{NAME}.svg")
+
+
+if __name__ == "__main__":
+    main()
