@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 from unittest import SkipTest
 
@@ -16,6 +19,8 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.threadable import isInIOThread
 
+from tests.core.l3 import BEHIND_A, BEHIND_B, KEY
+from tests.services.test_l3 import MemorySystem
 from tests.services.tunnel import LOOPBACK, TunnelTestCase, cut, freePort, listenAt
 from tests.waiting import until
 from tests.wire.packets import ECHO4, ECHO6, PAIRS, SYN4, UDP4, UDP6
@@ -31,13 +36,16 @@ from udptunnel.api import (
     SessionUp,
     Statistics,
     Stopped,
+    start,
+    start_l3_tunnel,
     start_tun2socks,
     start_udp_local,
     start_udp_server,
 )
-from udptunnel.config import Forward, LocalConfig, ServerConfig, Tun2socksConfig
+from udptunnel.config import Forward, L3Config, LocalConfig, ServerConfig, Tun2socksConfig
 from udptunnel.errors import AddressError, ConfigError, ListenError
 from udptunnel.services import server as server_module
+from udptunnel.services.l3 import L3Service
 from udptunnel.wire.address import Address
 from udptunnel.wire.ip import TCP, parse
 
@@ -393,6 +401,37 @@ def back(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     return pair[1], pair[0]
 
 
+class L3Tests(ApiTestCase):
+    """l3-tunnel, with real UDP ports and all else in memory."""
+
+    async def test_events(self) -> None:
+        """Both ends tell their ports, each other, and that the other one is gone."""
+        key = Path(self.mktemp())
+        key.write_bytes(base64.b64encode(KEY))
+        self.patch(start, "L3Service", lambda config, reactor: L3Service(config, reactor, MemorySystem()))
+        base = L3Config(interface="eth1", keyFile=str(key), local=Address("127.0.0.1", 0))
+        far = Host("far")
+        other = replace(base, capture=BEHIND_A, peer=Address("127.0.0.1", 9), keepalive=0.0)
+        beyond = self.kept(start_l3_tunnel(other, far.happened, far.data, reactor=reactor))
+        (ready,) = far.events
+        (bound,) = ready.sockets
+        self.assertEqual((bound.option, ready.udpDescriptor, ready.socksDescriptor), ("local", bound.descriptor, -1))
+        near = replace(base, capture=BEHIND_B, peer=bound.address)
+        handle = self.kept(start_l3_tunnel(near, self.host.happened, self.host.data, reactor=reactor))
+        await self.told(Ready, SessionUp)
+        await self.told(Ready, SessionUp, host=far)
+        self.assertEqual(self.host.events[1].session, str(bound.address))
+        self.assertEqual(handle.stats()["role"], "l3-tunnel")
+        await handle.stop()
+        self.assertEqual(self.host.kinds, [Ready, SessionUp, SessionDown, Stopped])
+        await beyond.stop()
+
+    def test_wrong(self) -> None:
+        """What is missing in a profile is named."""
+        error = self.assertRaises(ConfigError, start_l3_tunnel, L3Config(), reactor=reactor)
+        self.assertIn("--interface", str(error))
+
+
 class LifeTests(ApiTestCase):
     """Beginning and end."""
 
@@ -406,7 +445,7 @@ class LifeTests(ApiTestCase):
         for _ in range(3):
             await deferLater(clock, 0.01)
             before = descriptors()
-            for error, start, profile in (
+            for error, begin, profile in (
                 (ConfigError, start_udp_local, ServerConfig()),
                 (ConfigError, start_udp_server, None),
                 (ConfigError, start_tun2socks, LocalConfig()),
@@ -415,7 +454,6 @@ class LifeTests(ApiTestCase):
                 (ListenError, start_udp_local, LocalConfig(socks=LISTEN, forward=(FORWARD, beyond))),
                 (ConfigError, start_tun2socks, Tun2socksConfig()),
             ):
-                begin: Callable[..., object] = start
                 self.assertRaises(error, begin, profile, self.host.happened, self.host.data, reactor=reactor)
             self.assertRaises(ConfigError, self.server, log="loud")
         await until(lambda: descriptors() == before)

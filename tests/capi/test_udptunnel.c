@@ -353,6 +353,7 @@ static void test_badProfile(void **state)
     struct udptunnel_option options[] = {{"queue-age", "none"}};
     struct udptunnel_server_profile profile = UDPTUNNEL_SERVER_PROFILE;
     struct udptunnel_callbacks callbacks = UDPTUNNEL_CALLBACKS;
+    struct udptunnel_l3_profile l3 = UDPTUNNEL_L3_PROFILE;
     struct host *other = newHost();
     udptunnel *handle = (udptunnel *)&profile;
     char place[120];
@@ -388,6 +389,12 @@ static void test_badProfile(void **state)
     callbacks.log_level = 0;
     callbacks.statistics_seconds = -1;
     assert_int_equal(udptunnel_start_udp_server(&profile, &callbacks, NULL, &handle), UDPTUNNEL_ERROR_ARGUMENT);
+    assert_int_equal(udptunnel_start_l3_tunnel(&l3, NULL, NULL, &handle), UDPTUNNEL_ERROR_PROFILE);
+    assert_non_null(strstr(udptunnel_why(), "--interface"));
+    l3.interface = "lo";
+    l3.capture = "10.0.0.0/33";
+    assert_int_equal(udptunnel_start_l3_tunnel(&l3, NULL, NULL, &handle), UDPTUNNEL_ERROR_PROFILE);
+    assert_non_null(strstr(udptunnel_why(), "--capture 10.0.0.0/33"));
     assert_int_equal(udptunnel_start_udp_server(NULL, NULL, NULL, &handle), UDPTUNNEL_ERROR_ARGUMENT);
     assert_int_equal(udptunnel_start_udp_server(&profile, NULL, NULL, NULL), UDPTUNNEL_ERROR_ARGUMENT);
 }

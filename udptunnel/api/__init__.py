@@ -20,14 +20,15 @@ from udptunnel.api.events import (
     Stopped,
 )
 from udptunnel.api.handle import Handle
-from udptunnel.api.roles import LocalHandle, PacketHandle, ServerHandle
-from udptunnel.api.start import start_tun2socks, start_udp_local, start_udp_server
+from udptunnel.api.roles import L3Handle, LocalHandle, PacketHandle, ServerHandle
+from udptunnel.api.start import start_l3_tunnel, start_tun2socks, start_udp_local, start_udp_server
 
 __all__ = [
     "BoundSocket",
     "Event",
     "Failed",
     "Handle",
+    "L3Handle",
     "LocalHandle",
     "LogLine",
     "MappingsLost",
@@ -38,6 +39,7 @@ __all__ = [
     "SessionUp",
     "Statistics",
     "Stopped",
+    "start_l3_tunnel",
     "start_tun2socks",
     "start_udp_local",
     "start_udp_server",

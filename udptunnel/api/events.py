@@ -25,7 +25,7 @@ class BoundSocket(NamedTuple):
     """A socket of ours that takes in what applications and other ends send."""
 
     option: str
-    """What it is for: C{socks}, C{forward} or C{listen}, as the options are called."""
+    """What it is for: C{socks}, C{forward}, C{listen} or C{local}, as the options are called."""
 
     address: Address | str
     """What it is bound to; of a Unix socket, its path."""
@@ -65,14 +65,15 @@ class Ready(Event):
 
     @property
     def udpDescriptor(self) -> int:
-        """That of the first forward; -1 without."""
-        return self._first("forward")
+        """That of the first forward, or of l3-tunnel's port; -1 without."""
+        return self._first("forward", "local")
 
 
 @dataclass(frozen=True)
 class SessionUp(Event):
     """
-    A session can carry datagrams: of udp-local, the first of its links is up; to udp-server, somebody has come.
+    A session can carry datagrams: of udp-local, the first of its links is up; to udp-server, somebody has come; of
+    l3-tunnel, the other end is there.
 
     @ivar session: what log lines call it.
     @ivar resumed: whether it goes on with what was there before, external ports included.
@@ -85,7 +86,8 @@ class SessionUp(Event):
 @dataclass(frozen=True)
 class SessionDown(Event):
     """
-    Of udp-local, its last link is gone; others are tried. Of udp-server, a session is over.
+    Of udp-local, its last link is gone; others are tried. Of udp-server, a session is over. Of l3-tunnel, the other end
+    is not heard any more.
 
     @ivar session: what log lines call it.
     """

@@ -29,6 +29,7 @@ from udptunnel.api.events import (
 from udptunnel.api.home import Home
 from udptunnel.api.logs import LogTap
 from udptunnel.net.socks5client import addressOf
+from udptunnel.services.l3 import L3Service
 from udptunnel.services.links import every
 
 
@@ -228,6 +229,8 @@ def _socketsOf(service: Any) -> list[BoundSocket]:
     found += [_streamSocket("listen", each) for each in getattr(service, "listeners", ())]
     for entry in getattr(service, "entries", ()):
         found.append(BoundSocket("forward", entry.port.address, entry.port.fileno()))
+    if isinstance(service, L3Service) and service.port is not None:
+        found.append(BoundSocket("local", service.port.address, service.port.fileno()))
     return found
 
 

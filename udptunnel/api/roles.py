@@ -227,3 +227,18 @@ class PacketHandle(Handle):
 
     def _closeDoors(self) -> None:
         self._box.close()
+
+
+class L3Handle(Handle):
+    """l3-tunnel. Its one session is called by the other end's address."""
+
+    def _watch(self) -> None:
+        super()._watch()
+        self.service.whenSessionChanged = self._sessionChanged
+
+    def _sessionChanged(self, isUp: bool) -> None:
+        if isUp:
+            self._sessionUp(str(self.service.way.peer))
+        else:
+            for session in list(self._up):
+                self._sessionDown(session)

@@ -9,9 +9,10 @@ from udptunnel.api.events import Callback, DatagramsReceived, PacketsReceived
 from udptunnel.api.handle import Handle
 from udptunnel.api.home import Home
 from udptunnel.api.logs import LogTap
-from udptunnel.api.roles import LocalHandle, PacketHandle, ServerHandle
-from udptunnel.config import LocalConfig, ServerConfig, Tun2socksConfig
+from udptunnel.api.roles import L3Handle, LocalHandle, PacketHandle, ServerHandle
+from udptunnel.config import L3Config, LocalConfig, ServerConfig, Tun2socksConfig
 from udptunnel.errors import ConfigError
+from udptunnel.services.l3 import L3Service
 from udptunnel.services.local import LocalService
 from udptunnel.services.server import ServerService
 from udptunnel.services.tun2socks import Tun2socksService, throughSession
@@ -111,6 +112,29 @@ def start_tun2socks(
         return Tun2socksService(profile, reactor, udp=udp, pipe=handle.makePipe, longest=profile.mtu)
 
     return _begin(home, handle, make, profile, statistics, log)
+
+
+def start_l3_tunnel(
+    profile: L3Config,
+    callback: Callback | None = None,
+    data: Any = None,
+    *,
+    statistics: float = 0.0,
+    log: str | None = LOG,
+    reactor: Any = None,
+) -> L3Handle:
+    """
+    Start l3-tunnel. It may be called from any thread, and returns when everything is open. Linux only.
+
+    The parameters are those of L{start_udp_local}.
+
+    @raise ConfigError: the profile is wrong.
+    @raise ListenError: something can not be opened. Then nothing is open.
+    """
+    _require(profile, L3Config)
+    home = Home(reactor)
+    handle = L3Handle(home, callback, data)
+    return _begin(home, handle, lambda reactor: L3Service(profile, reactor), profile, statistics, log)
 
 
 def _require(profile: object, kind: type[Any]) -> None:

@@ -26,13 +26,14 @@ from udptunnel.api import (
     SessionUp,
     Statistics,
     Stopped,
+    start_l3_tunnel,
     start_tun2socks,
     start_udp_local,
     start_udp_server,
 )
 from udptunnel.api.handle import Handle
 from udptunnel.api.roles import LocalHandle, PacketHandle
-from udptunnel.config import LocalConfig, ServerConfig, Tun2socksConfig, fieldOf, fill
+from udptunnel.config import L3Config, LocalConfig, ServerConfig, Tun2socksConfig, fieldOf, fill
 from udptunnel.errors import AddressError, ConfigError, ListenError, TunnelError
 from udptunnel.wire.address import Address
 
@@ -96,6 +97,7 @@ class Bridge:
             ("start_udp_local", self.startLocal),
             ("start_udp_server", self.startServer),
             ("start_tun2socks", self.startTun2socks),
+            ("start_l3_tunnel", self.startL3),
             ("stop", self.stop),
             ("send", self.send),
             ("send_packets", self.sendPackets),
@@ -158,6 +160,12 @@ class Bridge:
         told = _Told(self, callbacks, data)
         received = told.packetsReceived if callbacks.packets_received != self.ffi.NULL else None
         self._begin(told, handle, start_tun2socks, config, packetsReceived=received, local=local)
+
+    def startL3(self, profile: Any, callbacks: Any, data: Any, handle: Any) -> None:
+        """l3-tunnel."""
+        names = {name: name for name in ("interface", "capture", "local", "peer", "link")} | {"keyFile": "key_file"}
+        config = fill(L3Config, self._texts(L3Config, profile, names))
+        self._begin(_Told(self, callbacks, data), handle, start_l3_tunnel, config)
 
     def _texts(self, kind: type[Any], profile: Any, names: dict[str, str]) -> dict[str, Any]:
         """What a profile says, as a command line would have it."""

@@ -36,6 +36,8 @@ extern "Python" int bridge_start_udp_server(const struct udptunnel_server_profil
                                             void *, udptunnel **, char *);
 extern "Python" int bridge_start_tun2socks(const struct udptunnel_tun2socks_profile *,
                                            const struct udptunnel_callbacks *, void *, udptunnel **, char *);
+extern "Python" int bridge_start_l3_tunnel(const struct udptunnel_l3_profile *, const struct udptunnel_callbacks *,
+                                           void *, udptunnel **, char *);
 extern "Python" int bridge_stop(udptunnel *, char *);
 extern "Python" long bridge_send(udptunnel *, const struct udptunnel_datagram *, size_t, char *);
 extern "Python" long bridge_send_packets(udptunnel *, const struct udptunnel_packet *, size_t, char *);

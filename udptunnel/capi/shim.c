@@ -20,6 +20,8 @@ static int bridge_start_udp_server(const struct udptunnel_server_profile *, cons
                                    udptunnel **, char *);
 static int bridge_start_tun2socks(const struct udptunnel_tun2socks_profile *, const struct udptunnel_callbacks *, void *,
                                   udptunnel **, char *);
+static int bridge_start_l3_tunnel(const struct udptunnel_l3_profile *, const struct udptunnel_callbacks *, void *, udptunnel **,
+                                  char *);
 static int bridge_stop(udptunnel *, char *);
 static long bridge_send(udptunnel *, const struct udptunnel_datagram *, size_t, char *);
 static long bridge_send_packets(udptunnel *, const struct udptunnel_packet *, size_t, char *);
@@ -199,6 +201,18 @@ int udptunnel_start_tun2socks(const struct udptunnel_tun2socks_profile *profile,
     if (error == UDPTUNNEL_OK)
         error = take(&known, sizeof known, profile, "profile");
     return error != UDPTUNNEL_OK ? error : bridge_start_tun2socks(&known, &own, data, handle, why);
+}
+
+int udptunnel_start_l3_tunnel(const struct udptunnel_l3_profile *profile, const struct udptunnel_callbacks *callbacks,
+                              void *data, udptunnel **handle)
+{
+    struct udptunnel_l3_profile known = UDPTUNNEL_L3_PROFILE;
+    struct udptunnel_callbacks own = UDPTUNNEL_CALLBACKS;
+    int error = prepare(&own, callbacks, handle);
+
+    if (error == UDPTUNNEL_OK)
+        error = take(&known, sizeof known, profile, "profile");
+    return error != UDPTUNNEL_OK ? error : bridge_start_l3_tunnel(&known, &own, data, handle, why);
 }
 
 /* Without a role there is no Python to ask. */

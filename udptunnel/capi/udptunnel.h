@@ -64,8 +64,8 @@ enum { UDPTUNNEL_NO_FD = -1 };
 
 enum {
     UDPTUNNEL_READY = 1,        /* all sockets are open; before the function that starts the role returns */
-    UDPTUNNEL_SESSION_UP = 2,   /* udp-local: its first link is up. udp-server: a session begins */
-    UDPTUNNEL_SESSION_DOWN = 3, /* udp-local: its last link is gone, and others are tried. udp-server: a session is over */
+    UDPTUNNEL_SESSION_UP = 2,   /* udp-local: its first link is up. udp-server: a session begins. l3-tunnel: the other end is there */
+    UDPTUNNEL_SESSION_DOWN = 3, /* udp-local: its last link is gone, and others are tried. Others: a session is over */
     UDPTUNNEL_MAPPINGS_LOST = 4, /* right after SESSION_UP: external ports are new ones */
     UDPTUNNEL_STATISTICS = 5,   /* so many seconds have passed as were asked for: call udptunnel_stats */
     UDPTUNNEL_LOG = 6,          /* a line of the log; each role gets those of all */
@@ -88,7 +88,7 @@ struct udptunnel_event {
     int kind;                /* UDPTUNNEL_READY and so on */
     udptunnel *handle;       /* whose it is */
     int socks_fd;            /* READY: the first listener for TCP, of udp-local its SOCKS5 server; -1 if there is none */
-    int udp_fd;              /* READY: the first forward; -1 if there is none */
+    int udp_fd;              /* READY: the first forward, or the port of l3-tunnel; -1 if there is none */
     const char *socks_address; /* READY: what they are bound to, HOST:PORT or a path; NULL if there is none */
     const char *udp_address;
     const char *session;     /* SESSION_UP, SESSION_DOWN, MAPPINGS_LOST: what log lines call it; otherwise NULL */
@@ -175,6 +175,18 @@ struct udptunnel_tun2socks_profile {
     size_t option_count;
 };
 
+struct udptunnel_l3_profile {
+    size_t size;
+    const char *interface; /* where packets are captured */
+    const char *capture;   /* the network behind the other end: "10.2.0.0/16" */
+    const char *local;     /* ADDRESS:PORT of this end */
+    const char *peer;      /* HOST:PORT of the other end */
+    const char *key_file;  /* file with the key that both ends have */
+    const char *link;      /* go through this udp-server: "tcp:HOST:PORT" */
+    const struct udptunnel_option *options;
+    size_t option_count;
+};
+
 /* Figures. Those that a role does not have are 0. */
 struct udptunnel_stats {
     size_t size;
@@ -198,6 +210,7 @@ struct udptunnel_stats {
 #define UDPTUNNEL_SERVER_PROFILE { sizeof (struct udptunnel_server_profile), NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0 }
 #define UDPTUNNEL_TUN2SOCKS_PROFILE \
     { sizeof (struct udptunnel_tun2socks_profile), NULL, UDPTUNNEL_NO_FD, NULL, NULL, NULL, NULL, 0, NULL, 0 }
+#define UDPTUNNEL_L3_PROFILE { sizeof (struct udptunnel_l3_profile), NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0 }
 #define UDPTUNNEL_STATS { sizeof (struct udptunnel_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /*
@@ -214,6 +227,8 @@ UDPTUNNEL_API int udptunnel_start_udp_local(const struct udptunnel_local_profile
 UDPTUNNEL_API int udptunnel_start_udp_server(const struct udptunnel_server_profile *profile,
                                              const struct udptunnel_callbacks *callbacks, void *data, udptunnel **handle);
 UDPTUNNEL_API int udptunnel_start_tun2socks(const struct udptunnel_tun2socks_profile *profile,
+                                            const struct udptunnel_callbacks *callbacks, void *data, udptunnel **handle);
+UDPTUNNEL_API int udptunnel_start_l3_tunnel(const struct udptunnel_l3_profile *profile,
                                             const struct udptunnel_callbacks *callbacks, void *data, udptunnel **handle);
 
 /*
