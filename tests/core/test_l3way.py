@@ -148,6 +148,8 @@ class HandshakeTests(SynchronousTestCase):
             _, atB = ends.send(ends.a, plain(udpPacket()))
             atA, _ = ends.send(ends.b, plain(udpPacket((BOB4, ALICE4))))
             self.assertEqual((len(atA), len(atB)), (1, 1))
+            ages = [way.report(ends.now)["session"] for way in (ends.a, ends.b)]
+            self.assertLess(max(ages), RENEW_SECONDS[False] + 2)  # type: ignore[type-var]
 
     def test_confirmed(self) -> None:
         """Who answers uses the new session only once the other end has: an INITIATION may be a replayed one."""
@@ -315,8 +317,6 @@ class LimitTests(SynchronousTestCase):
     def test_malformed(self) -> None:
         """What is no packet, or a super-packet of nothing, is dropped."""
         good = superPacket(tcpPacket(payload=bytes(100), full=False), 10)
-        other = bytearray(good)
-        other[1] = 4
         for frame in (
             b"",
             PLAIN,
@@ -324,6 +324,7 @@ class LimitTests(SynchronousTestCase):
             superPacket(tcpPacket(full=False), 10),
             superPacket(udpPacket(payload=bytes(10)), 5)[:1] + b"\1" + superPacket(udpPacket(payload=bytes(10)), 5)[2:],
             bytes(good)[:40],
+            packVnet(VnetHeader(NEEDS_CSUM, 0, 0, 0, 30, 6)) + udpPacket() + bytes(20),
         ):
             self.ends.a.counters.dropped.clear()
             self.assertEqual(self.ends.send(self.ends.a, frame), ([], []))
@@ -399,7 +400,8 @@ class HostileTests(SynchronousTestCase):
     def test_open(self) -> None:
         """A partial checksum is TCP's or UDP's, of a whole packet."""
         carol = bytes((10, 1, 0, 9))
-        echo = ipHeader(BOB4, carol, ICMP, 8) + b"\x08\0" + bytes(6)
+        # Its fifth and sixth byte would be the length of a datagram.
+        echo = ipHeader(BOB4, carol, ICMP, 8) + b"\x08\0\0\0\0\x08\0\0"
         part = fragment((BOB4, carol), UDP, 0, True, bytes(16))
         self.assertEqual(self.fromB(OPEN, echo, part, tcpPacket((BOB4, carol))[:30]), [])
         self.assertEqual(self.ends.a.counters.dropped["inward malformed"], 3)
@@ -419,8 +421,26 @@ class HostileTests(SynchronousTestCase):
 
     def test_tries(self) -> None:
         """Replayed, altered and truncated messages, and those of strangers: 0 injected, 0 answers."""
-        injected, answers = tries(3000, 1)
+        injected, answers = tries(2000, 1)
         self.assertEqual((injected, answers), (0, 0))
+
+    def test_counted(self) -> None:
+        """What does not pass is counted by its reason."""
+        good, again, other = self.ends.datagrams(self.ends.b, *[plain(udpPacket((BOB4, ALICE4)))] * 3)
+        for datagram, reason in (
+            (good[:-1] + bytes((good[-1] ^ 1,)), "altered"),
+            (good[:40], "altered"),
+            (good[:31], "stranger"),
+            (b"", "stranger"),
+            (other[:4] + bytes(4) + other[8:], "stranger"),
+        ):
+            self.ends.a.counters.dropped.clear()
+            self.ends.a.received([Burst(B, len(datagram), datagram)], 0)
+            self.assertEqual(self.ends.a.counters.dropped, {reason: 1})
+        self.ends.a.counters.dropped.clear()
+        self.ends.a.received([Burst(B, len(again), again + again[:40])], 0)
+        self.ends.a.received([Burst(B, len(again), again + again)], 0)
+        self.assertEqual(self.ends.a.counters.dropped, {"inward own address": 1, "altered": 1, "replayed": 2})
 
     def test_reflected(self) -> None:
         """An end's own messages, sent back to it, are none of the other end's, at any time."""
@@ -506,6 +526,14 @@ class LivenessTests(SynchronousTestCase):
         for datagram in (old, new, new[:-1] + b"\0"):
             ends.b.received([Burst(A, len(datagram), datagram)], 0)
             self.assertEqual(ends.b.peer, ELSEWHERE)
+
+    def test_response(self) -> None:
+        """Who answers may be elsewhere than where it was called; there it is from now on."""
+        ends = Ends()
+        (initiation,) = ends.a.tick(0)
+        _, (response,) = ends.b.received([Burst(A, initiation.size, initiation.payload)], 0)
+        ends.a.received([Burst(ELSEWHERE, response.size, response.payload)], 0)
+        self.assertEqual((ends.a.peer, ends.a.up), (ELSEWHERE, True))
 
     def assertBack(self, ends: Ends, fromA: bool, within: float = 5.0) -> None:
         """With packets from one side only, each half second, they arrive again within some seconds."""

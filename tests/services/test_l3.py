@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.l3 import ALICE4, BEHIND_A, BEHIND_B, BOB4, FOUR, KEY, headerSum, life, plain, udpPacket
 from udptunnel.config import L3Config, fill
+from udptunnel.core.l3way import Message
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.datagrams import DatagramPort
 from udptunnel.net.testing import PortReactor, RecordingLink
@@ -183,6 +184,7 @@ class ConfigurationTests(ServiceTestCase):
             ({}, "--local 127.0.0.1:0: without --peer"),
             ({"link": ["tcp:127.0.0.1:1"]}, "--link: give --peer"),
             ({"peer": "nobody.invalid:1"}, "--peer nobody.invalid:1"),
+            ({"peer": "127.0.0.1:1", "mtu": "67"}, "--mtu 67: expected 0, or at least 68"),
         ):
             error = self.assertRaises(ConfigError, self.make, **texts)
             self.assertIn(word, str(error))
@@ -330,10 +332,10 @@ class LifeTests(ServiceTestCase):
         """The longest packet is what fits the path, as it is now; unless it was given."""
         service, system = self.start(peer="127.0.0.1:9")
         self.assertEqual(service.way.mtu, USUAL_MTU)
-        for outer in (1500, 1400):
+        for outer, inner in ((1500, 1440), (1400, 1340), (100, 68)):
             system.mtu = outer
             self.tick(LOOKS)
-            self.assertEqual(service.way.mtu, outer - 60)
+            self.assertEqual(service.way.mtu, inner)
         six, system = self.make(peer="[::1]:9", local=None)
         system.mtu = 1500
         six._look()
@@ -375,5 +377,7 @@ class LinkTests(ServiceTestCase):
         association.outlet.send(target, 40, bytes(40))
         self.assertEqual(service.counters.dropped, {"stranger": 1})
         self.assertEqual([len(each) for each in split(size, payload)], [68])
+        outer.send([Message(target, 1400, bytes(47 * 1400))])
+        self.assertEqual([len(parcel[3]) for parcel in link.parcels[1:]], [46 * 1400, 1400])
         outer.stop()
         self.assertEqual(len(local.session.associations), 0)

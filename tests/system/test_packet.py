@@ -27,7 +27,7 @@ from udptunnel.net.packet import RETRY_SECONDS, CapturePort
 from udptunnel.net.rtnetlink import LinuxRouting
 from udptunnel.net.testing import PortReactor
 from udptunnel.net.tun import Interface, TunOffload, TunPort
-from udptunnel.wire.ip import packHost, parse
+from udptunnel.wire.ip import UDP, packHost, parse
 from udptunnel.wire.segments import cut
 from udptunnel.wire.transport import checksumHolds, parseTcp, udpHeaders
 from udptunnel.wire.vnet import VNET_BYTES, packVnet, udpVnet, unpackVnet
@@ -298,16 +298,26 @@ class InjectionTests(PacketTestCase):
         self.assertEqual(self.counters.dropped, {})
 
     def test_tunReads(self) -> None:
-        """What the host itself sends to the other side comes out of the TUN; what was captured does not."""
+        """
+        What the host itself sends to the other side comes out of the TUN, and what arrives by other interfaces; what
+        was captured does not, though the host is a router.
+        """
+        with self.gateway.entered():
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         with self.byTun() as port, self.capturing():
-            self.gateway.addAddress("10.9.7.7/32")
             self.udp(self.host, HOST[0]).sendto(b"captured", (CAPTURED[0], PORT))
-            self.udp(self.gateway, "10.9.7.7").sendto(b"own", (CAPTURED[0], PORT))
-            self.reactor.until(lambda: len(self.receiver.packets) == 2)
+            self.udp(self.gateway, GATEWAY[0]).sendto(b"own", (CAPTURED[0], PORT))
+            port.write(self.packet(CAPTURED[0], "10.55.0.8", b"others"))
+            self.reactor.until(lambda: len(self.datagrams) == 3)
             while self.reactor.turn():
                 pass
-            self.assertEqual({packet[VNET_BYTES + 28 :] for packet in self.receiver.packets}, {b"captured", b"own"})
-            self.assertTrue(port.headed)
+            self.assertEqual(self.datagrams, [b"captured", b"others", b"own"])
+
+    @property
+    def datagrams(self) -> list[bytes]:
+        """The payloads of UDP packets that have come, in the order of the alphabet: the host also sends redirects."""
+        packets = (packet[VNET_BYTES:] for packet in self.receiver.packets)
+        return sorted(packet[28:] for packet in packets if parse(packet).protocol == UDP)
 
     @contextmanager
     def byTun(self) -> Iterator[TunPort]:

@@ -9,14 +9,14 @@ C{__udp_gso_segment}), except that the checksums stay partial ones.
 
 from __future__ import annotations
 
-from struct import Struct
+from struct import Struct, calcsize, pack
 
 from udptunnel.wire.checksum import FIELD, LARGEST_SUM, pseudoSum, wordSum
 from udptunnel.wire.ip import IPV4_BYTES, IPV6_BYTES, MORE_FRAGMENTS, TCP, Packet
 from udptunnel.wire.transport import CWR, FIN, PSH
 from udptunnel.wire.vnet import TCP_CHECKSUM, UDP_CHECKSUM
 
-_IDENTIFICATION, _IPV4_CHECKSUM = slice(4, 6), slice(10, 12)
+_IDENTIFICATION_AT, _IPV4_CHECKSUM_AT = 4, 10
 _SEQUENCE = Struct("!I")
 _SEQUENCE_AT, _FLAGS_AT, _UDP_LENGTH_AT = 4, 13, 4
 _ONLY_FIRST, _ONLY_LAST = CWR, FIN | PSH
@@ -32,86 +32,80 @@ def cut(packet: bytes, found: Packet, start: int, size: int) -> list[bytes]:
     @param size: the payload of each but the last.
     """
     places = range(start, len(packet), size)
-    headers = _Headers(packet, found, start, size)
-    last = _Headers(packet, found, start, len(packet) - places[-1])
-    packets = headers.before(packet, places[:-1], size) if len(places) > 1 else []
-    header = last.numbered(len(packets), size)
+    last = len(places) - 1
+    heads = _heads(packet, found, start, size, range(last), size)
+    packets = [
+        heads[place : place + start] + packet[payload : payload + size]
+        for place, payload in zip(range(0, len(heads), start), places, strict=False)
+    ]
+    tail = packet[places[last] :]
+    packets.append(_heads(packet, found, start, len(tail), range(last, last + 1), size) + tail)
     if found.protocol == TCP:
-        last.setFlags(packet, len(packets), True)
-    packets.append(bytes(header) + packet[places[-1] :])
+        _setFlags(packets, packet, found.payloadStart + _FLAGS_AT)
     return packets
 
 
-class _Headers:
+def _heads(packet: bytes, found: Packet, start: int, length: int, numbers: range, size: int) -> bytes:
     """
-    The headers of all packets of one length.
+    The headers of some packets of one length, laid end to end.
 
-    Of IPv4 each has its own identification (RFC 6864 section 4.1 wants that of those that may be cut), and of TCP its
-    own sequence number.
+    Of IPv4 each has its own identification, and of TCP its own sequence number. They are set in all headers at once:
+    that takes half the time.
+
+    @param length: of the payload of each.
+    @param numbers: how many packets come before each of them.
+    @param size: the payload of each packet before them.
     """
+    header = _header(packet, found, start, length)
+    heads = header * len(numbers)
+    if found.version == 4:
+        (first,), base = FIELD.unpack_from(packet, _IDENTIFICATION_AT), wordSum(header[:IPV4_BYTES])
+        identifications = [(first + number) & 0xFFFF for number in numbers]
+        _setColumn(heads, _IDENTIFICATION_AT, start, "H", identifications)
+        # That is fold(), but for a sum of zeros, which no header has.
+        sums = [LARGEST_SUM - ((base + each) % LARGEST_SUM or LARGEST_SUM) for each in identifications]
+        _setColumn(heads, _IPV4_CHECKSUM_AT, start, "H", sums)
+    if found.protocol == TCP:
+        at = found.payloadStart + _SEQUENCE_AT
+        (first,) = _SEQUENCE.unpack_from(packet, at)
+        _setColumn(heads, at, start, "I", [(first + number * size) & 0xFFFFFFFF for number in numbers])
+    return bytes(heads)
 
-    __slots__ = ("_base", "_first", "_header", "_sequence", "_tcp")
 
-    def __init__(self, packet: bytes, found: Packet, start: int, size: int) -> None:
-        """
-        @param size: of the payload.
-        """
-        self._header = header = bytearray(packet[:start])
-        self._setLengths(found, start + size)
-        self._first = self._base = self._sequence = self._tcp = 0
-        if found.version == 4:
-            self._first = FIELD.unpack_from(header, _IDENTIFICATION.start)[0]
-            header[_IDENTIFICATION] = header[_IPV4_CHECKSUM] = b"\0\0"
-            self._base = wordSum(header[:IPV4_BYTES])
-        if found.protocol == TCP:
-            self._tcp = found.payloadStart
-            self._sequence = _SEQUENCE.unpack_from(packet, self._tcp + _SEQUENCE_AT)[0]
+def _setColumn(heads: bytearray, at: int, step: int, kind: str, values: list[int]) -> None:
+    """Give a field its value in each of many headers."""
+    packed = pack(f"!{len(values)}{kind}", *values)
+    width = calcsize("!" + kind)
+    for place in range(width):
+        heads[at + place :: step] = packed[place::width]
 
-    def _setLengths(self, found: Packet, total: int) -> None:
-        header, start = self._header, found.payloadStart
-        length = total - start
-        if found.version == 4:
-            FIELD.pack_into(header, 2, total)
-        else:
-            FIELD.pack_into(header, 4, total - IPV6_BYTES)
-        if found.protocol != TCP:
-            FIELD.pack_into(header, start + _UDP_LENGTH_AT, length)
-        field = start + (TCP_CHECKSUM if found.protocol == TCP else UDP_CHECKSUM)
-        FIELD.pack_into(header, field, pseudoSum(found.source, found.destination, found.protocol, length))
 
-    def before(self, packet: bytes, places: range, size: int) -> list[bytes]:
-        """All packets but the last."""
-        packets = []
-        for number, place in enumerate(places):
-            header = self.numbered(number, size)
-            if self._tcp and number < 2:
-                self.setFlags(packet, number, False)
-            packets.append(b"".join((header, packet[place : place + size])))
-        return packets
+def _header(packet: bytes, found: Packet, start: int, length: int) -> bytearray:
+    """The header of a packet with a payload of this length; in IPv4 without identification and checksum."""
+    header, total = bytearray(packet[:start]), start + length
+    transport = total - found.payloadStart
+    if found.version == 4:
+        FIELD.pack_into(header, 2, total)
+        header[_IDENTIFICATION_AT : _IDENTIFICATION_AT + 2] = header[_IPV4_CHECKSUM_AT : _IPV4_CHECKSUM_AT + 2] = (
+            b"\0\0"
+        )
+    else:
+        FIELD.pack_into(header, 4, total - IPV6_BYTES)
+    if found.protocol != TCP:
+        FIELD.pack_into(header, found.payloadStart + _UDP_LENGTH_AT, transport)
+    field = found.payloadStart + (TCP_CHECKSUM if found.protocol == TCP else UDP_CHECKSUM)
+    FIELD.pack_into(header, field, pseudoSum(found.source, found.destination, found.protocol, transport))
+    if found.protocol == TCP:
+        header[found.payloadStart + _FLAGS_AT] &= ~(_ONLY_FIRST | _ONLY_LAST)
+    return header
 
-    def numbered(self, number: int, size: int) -> bytearray:
-        """
-        The header of one of them, but for its flags; good until the next one is asked for.
 
-        @param number: how many packets come before it.
-        @param size: the payload of each of these.
-        """
-        header = self._header
-        if self._base:
-            identification = (self._first + number) & 0xFFFF
-            FIELD.pack_into(header, 4, identification)
-            # That is fold(), but for a sum of zeros, which no header has.
-            sum_ = (self._base + identification) % LARGEST_SUM or LARGEST_SUM
-            FIELD.pack_into(header, 10, LARGEST_SUM - sum_)
-        if self._tcp:
-            sequence = self._sequence + number * size
-            _SEQUENCE.pack_into(header, self._tcp + _SEQUENCE_AT, sequence & 0xFFFFFFFF)
-        return header
-
-    def setFlags(self, packet: bytes, number: int, last: bool) -> None:
-        """Leave out the flags that are only for the first or the last one."""
-        absent = (_ONLY_FIRST if number else 0) | (0 if last else _ONLY_LAST)
-        self._header[self._tcp + _FLAGS_AT] = packet[self._tcp + _FLAGS_AT] & ~absent
+def _setFlags(packets: list[bytes], packet: bytes, at: int) -> None:
+    """Give the first and the last one the flags that are only theirs."""
+    for place, flags in ((0, packet[at] & _ONLY_FIRST), (-1, packet[at] & _ONLY_LAST)):
+        if flags:
+            one = packets[place]
+            packets[place] = one[:at] + bytes((one[at] | flags,)) + one[at + 1 :]
 
 
 def fragments(packet: bytes, found: Packet, mtu: int) -> list[bytes]:
@@ -131,7 +125,7 @@ def fragments(packet: bytes, found: Packet, mtu: int) -> list[bytes]:
         header = bytearray(packet[:IPV4_BYTES])
         FIELD.pack_into(header, 2, IPV4_BYTES + len(payload))
         FIELD.pack_into(header, 6, more * MORE_FRAGMENTS | offset >> 3)
-        header[_IPV4_CHECKSUM] = b"\0\0"
-        FIELD.pack_into(header, _IPV4_CHECKSUM.start, LARGEST_SUM - wordSum(header))
+        header[_IPV4_CHECKSUM_AT : _IPV4_CHECKSUM_AT + 2] = b"\0\0"
+        FIELD.pack_into(header, _IPV4_CHECKSUM_AT, LARGEST_SUM - wordSum(header))
         parts.append(bytes(header) + payload)
     return parts

@@ -56,6 +56,9 @@ RETRY_SECONDS = 1.0
 USUAL_MTU = 1420
 """Of packets for the other end, if nothing is known of the path: what fits Ethernet with IPv6 outside."""
 
+LEAST_MTU = 68
+"""What every path carries (RFC 791 section 3.2)."""
+
 KEEPALIVE_SECONDS = 25.0
 """Shorter than any NAT forgets a UDP mapping (RFC 4787 REQ-5 allows 120; 30 are seen)."""
 
@@ -344,7 +347,7 @@ class L3Service(MultiService):
             outer = self._system.pathMtu(peer.host)
         except OSError:
             return
-        self.way.mtu = innerMtu(outer, 6 if ":" in peer.host else 4)
+        self.way.mtu = max(LEAST_MTU, innerMtu(outer, 6 if ":" in peer.host else 4))
 
     def _nobodyListens(self, why: str) -> None:
         self._log.error("l3-tunnel can not go on: {why}", why=why)
@@ -418,6 +421,8 @@ def _check(config: L3Config) -> None:
         raise ConfigError("--capture CIDR is missing: what is behind the other end?")
     if config.keyFile is None:
         raise ConfigError("--key-file FILE is missing: udptunnel genkey makes a key, which both ends need")
+    if 0 < config.mtu < LEAST_MTU:
+        raise ConfigError(f"--mtu {config.mtu}: expected 0, or at least {LEAST_MTU}")
     if config.link and config.peer is None:
         raise ConfigError("--link: give --peer HOST:PORT, too: where udp-server finds the other end")
     if config.local is None and config.peer is None:
