@@ -542,9 +542,10 @@ class PingTests(DoorTestCase):
 
     def test_after(self) -> None:
         """After login, they fill no memory although nobody reads the answers; the newest is answered in any case."""
+        hello = self.hello()
         with self.knock() as stream:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            stream.sendall(self.hello())
+            stream.sendall(hello)
             until(lambda: stream.recv(4, socket.MSG_PEEK) == b"UDPT", "no welcome", 1)
             self.pour(stream)
             before = residentBytes(self.server)
