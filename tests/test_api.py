@@ -282,6 +282,15 @@ class DatagramTests(ApiTestCase):
         self.assertEqual((figures["received"], figures["receivedBytes"]), (2 * both[0], 2 * both[1]))
         self.assertEqual((figures["sent"], figures["sentBytes"]), (2 * both[0], 2 * both[1]))
 
+    async def test_each(self) -> None:
+        """Datagrams of several sources to several targets may be sent together."""
+        handle = self.local(self.server())
+        here, there = self.echo(), self.echo()
+        parcels = [(b"%d" % number, (here, there)[number % 2], number % 3) for number in range(12)]
+        self.assertEqual(handle.sendEach(parcels), 12)
+        await until(lambda: len(self.host.datagrams) == 12)
+        self.assertEqual(set(self.host.datagrams), set(parcels))
+
     def test_refused(self) -> None:
         """What can not be sent is refused before anything is, with the reason."""
         handle = self.local(self.server())

@@ -14,6 +14,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <locale.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -457,6 +458,30 @@ static void test_signals(void **state)
     pthread_sigmask(SIG_BLOCK, NULL, &blocked);
     assert_false(sigismember(&blocked, SIGPIPE));
     assert_true(pair.local->blocksPipe);
+    stopPair(pair);
+}
+
+extern char **environ;
+
+static int environmentSize(void)
+{
+    int count = 0;
+
+    while (environ[count] != NULL)
+        count++;
+    return count;
+}
+
+static int environmentAtFirst;
+
+/* The locale and the environment stay the program's. */
+static void test_untouched(void **state)
+{
+    struct pair pair = startPair();
+
+    (void)state;
+    assert_string_equal(setlocale(LC_ALL, NULL), "C");
+    assert_int_equal(environmentSize(), environmentAtFirst);
     stopPair(pair);
 }
 
@@ -909,7 +934,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_before),      cmocka_unit_test(test_start),     cmocka_unit_test(test_inOrder),
         cmocka_unit_test(test_silent),      cmocka_unit_test(test_badProfile), cmocka_unit_test(test_versions),
-        cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_signals),     cmocka_unit_test(test_untouched),
         cmocka_unit_test(test_sizes),       cmocka_unit_test(test_refused),   cmocka_unit_test(test_full),
         cmocka_unit_test(test_closeSource), cmocka_unit_test(test_twoInstances), cmocka_unit_test(test_tenThousand),
         cmocka_unit_test(test_stopped),     cmocka_unit_test(test_stopInside), cmocka_unit_test(test_restart),
@@ -918,6 +943,7 @@ int main(int argc, char **argv)
     };
 
     noteSignals();
+    environmentAtFirst = environmentSize();
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests_name("libudptunnel", tests, setUpTarget, NULL);
