@@ -18,7 +18,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.logger import globalLogPublisher
 
-from udptunnel.api import Handle, start_udp_local, start_udp_server
+from udptunnel.api import Handle, SessionUp, start_udp_local, start_udp_server
 from udptunnel.config import LocalConfig, ServerConfig
 
 SECONDS = 20.0
@@ -30,16 +30,19 @@ def ignore(event: object, data: object) -> None:
 
 def once(target: socket.socket) -> None:
     """Start, send, stop."""
+    up = threading.Event()
     answers: SimpleQueue[Any] = SimpleQueue()
     profile = ServerConfig(listen=("tcp:0:interface=127.0.0.1",), allow=("127.0.0.0/8",))
     server = start_udp_server(profile, ignore)
     beyond = server.sockets[0].address
     local = start_udp_local(
         LocalConfig(socks="tcp:0:interface=127.0.0.1", server=(f"tcp:{beyond}",)),
-        ignore,
+        lambda event, data: up.set() if isinstance(event, SessionUp) else None,
         statistics=0.01,
         datagramsReceived=lambda datagrams, address, source, data: answers.put(datagrams),
     )
+    # Without a link a datagram waits for less than a second.
+    assert up.wait(SECONDS)
     local.send(b"there", target.getsockname(), 1)
     _, back = target.recvfrom(100)
     target.sendto(b"back", back)
