@@ -41,7 +41,7 @@ from udptunnel.services import server as server_module
 from udptunnel.wire.address import Address
 from udptunnel.wire.ip import TCP, parse
 
-PATIENT = {"queueAge": 60_000.0, "delay": 0.0}
+PATIENT: dict[str, Any] = {"queueAge": 60_000.0, "delay": 0.0}
 """However slow the machine is, nothing is dropped because it has waited for long."""
 
 LISTEN = "tcp:0:interface=127.0.0.1"
