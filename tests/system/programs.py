@@ -47,6 +47,7 @@ class Program:
     One process, and what it says.
 
     @ivar process: the process; C{ip netns exec} has made way for the program.
+    @ivar words: its command line.
     """
 
     def __init__(self, namespace: Namespace, log: Path, *words: str, stdin: int = subprocess.DEVNULL) -> None:
@@ -55,6 +56,7 @@ class Program:
         """
         self.namespace = namespace
         self.log = log
+        self.words = words
         with open(log, "wb") as file:
             self.process = subprocess.Popen(
                 namespace.command(*words),
