@@ -49,6 +49,9 @@ from udptunnel.services.l3 import L3Service
 from udptunnel.wire.address import Address
 from udptunnel.wire.ip import TCP, parse
 
+PATIENT: dict[str, Any] = {"queueAge": 60_000.0, "delay": 0.0}
+"""However slow the machine is, nothing is dropped because it has waited for long."""
+
 LISTEN = "tcp:0:interface=127.0.0.1"
 FORWARD = Forward(Address("127.0.0.1", 0), Address("127.0.0.1", 9))
 
@@ -97,17 +100,22 @@ class ApiTestCase(TunnelTestCase):
 
     def server(self, host: Host | None = None, listen: str = LISTEN, **options: Any) -> ServerHandle:
         """udp-server."""
-        profile = ServerConfig(listen=(listen,), allow=LOOPBACK)
+        profile = ServerConfig(listen=(listen,), allow=LOOPBACK, **PATIENT)
         callback = (host.happened, host.data) if host is not None else ()
         return self.kept(start_udp_server(profile, *callback, reactor=reactor, **options))
 
     def local(self, server: Handle, host: Host | None = None, **fields: Any) -> LocalHandle:
         """udp-local, which has no socket unless C{fields} say so."""
         host = host or self.host
-        profile = LocalConfig(**{"socks": "none", "server": (f"tcp:127.0.0.1:{portOf(server)}",), **fields})
+        profile = LocalConfig(**{"socks": "none", "server": (f"tcp:127.0.0.1:{portOf(server)}",), **PATIENT, **fields})
         return self.kept(
             start_udp_local(profile, host.happened, host.data, datagramsReceived=host.received, reactor=reactor)
         )
+
+    async def linked(self, handle: LocalHandle) -> LocalHandle:
+        """A udp-local that has a link: without one, datagrams wait for less than a second."""
+        await until(lambda: handle.service.session.links, "a link")
+        return handle
 
     def kept(self, handle: AnyHandle) -> AnyHandle:
         """A handle that is stopped in the end."""
@@ -237,6 +245,7 @@ class EventTests(ApiTestCase):
             )
         )
         await until(lambda: SessionUp in self.host.kinds)
+        await self.linked(other)
         for number in range(1, 3):
             other.send(b"x", self.echo(), 1)
             await until(lambda: other.stats()["callbackFailures"] == number)  # noqa: B023
@@ -261,7 +270,7 @@ class DatagramTests(ApiTestCase):
     async def test_sources(self) -> None:
         """Each source has an external port of its own, and gets its own answers, whatever stands for it."""
         far, questions = self.application()
-        handle = self.local(self.server())
+        handle = await self.linked(self.local(self.server()))
         sources = 1, 2, "three", Address("192.0.2.1", 4), ("::1", 5)
         for number, source in enumerate(sources):
             self.assertTrue(handle.send(b"question %d" % number, far.address, source))
@@ -276,7 +285,7 @@ class DatagramTests(ApiTestCase):
 
     async def test_sizes(self) -> None:
         """Datagrams of all sizes come back as they were sent, in order, several targets in one go."""
-        handle = self.local(self.server(), links=2)
+        handle = await self.linked(self.local(self.server(), links=2))
         here, there = self.echo(), self.echo()
         datagrams = [bytes((size & 0xFF,)) * size for size in (0, 1, 1400, 1400, 1400, 9000, 3, 65507)]
         self.assertEqual(handle.sendAll(datagrams, here, 1), len(datagrams))
@@ -289,6 +298,15 @@ class DatagramTests(ApiTestCase):
         both = len(datagrams), sum(map(len, datagrams))
         self.assertEqual((figures["received"], figures["receivedBytes"]), (2 * both[0], 2 * both[1]))
         self.assertEqual((figures["sent"], figures["sentBytes"]), (2 * both[0], 2 * both[1]))
+
+    async def test_each(self) -> None:
+        """Datagrams of several sources to several targets may be sent together."""
+        handle = await self.linked(self.local(self.server()))
+        here, there = self.echo(), self.echo()
+        parcels = [(b"%d" % number, (here, there)[number % 2], number % 3) for number in range(12)]
+        self.assertEqual(handle.sendEach(parcels), 12)
+        await until(lambda: len(self.host.datagrams) == 12)
+        self.assertEqual(set(self.host.datagrams), set(parcels))
 
     def test_refused(self) -> None:
         """What can not be sent is refused before anything is, with the reason."""
@@ -309,7 +327,7 @@ class DatagramTests(ApiTestCase):
     async def test_closeSource(self) -> None:
         """A source that is closed begins anew, with another external port."""
         far, questions = self.application()
-        handle = self.local(self.server())
+        handle = await self.linked(self.local(self.server()))
         for number in (1, 2):
             handle.send(b"x", far.address, 1)
             await until(lambda: len(questions.datagrams) == number)  # noqa: B023
@@ -319,7 +337,7 @@ class DatagramTests(ApiTestCase):
 
     async def test_stopped(self) -> None:
         """A handle that has stopped takes nothing; its callbacks are not called any more."""
-        handle = self.local(self.server())
+        handle = await self.linked(self.local(self.server()))
         handle.send(b"x", self.echo(), 1)
         await handle.stop()
         self.assertFalse(handle.send(b"x", ("127.0.0.1", 9), 1))
@@ -332,6 +350,8 @@ class DatagramTests(ApiTestCase):
         servers = [self.server() for _ in hosts]
         handles = [self.local(server, host) for server, host in zip(servers, hosts, strict=True)]
         target = self.echo()
+        for handle in handles:
+            await self.linked(handle)
         for number, handle in enumerate(handles):
             handle.send(b"%d" % number, target, "same")
         await until(lambda: all(host.datagrams for host in hosts))
@@ -482,6 +502,8 @@ class LifeTests(ApiTestCase):
 
         def elsewhere() -> tuple[dict[str, Any], dict[str, Any]]:
             handle = self.local(server)
+            while not handle.stats()["up"]:
+                pass
             handle.send(b"x", far, 1)
             while not self.host.datagrams:
                 handle.stats()

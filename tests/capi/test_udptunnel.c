@@ -14,6 +14,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <locale.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -212,8 +213,13 @@ static void awaitFigure(struct host *host, const void *place, size_t size, uint6
     while (figure(place, size) < least && !late)
         late = pthread_cond_timedwait(&host->changed, &host->turn, &until) == ETIMEDOUT;
     pthread_mutex_unlock(&host->turn);
-    if (late)
+    if (late) {
+        static char report[4000];
+
+        if (udptunnel_report(host->handle, report, sizeof report) > 0)
+            print_error("%s\n", report);
         fail_msg("%s is not %llu", what, (unsigned long long)least);
+    }
 }
 
 static void assertEvents(struct host *host, const int *kinds, int count)
@@ -228,6 +234,9 @@ static void assertEvents(struct host *host, const int *kinds, int count)
 
 /* -- both ends */
 
+/* However slow the machine is, nothing is dropped because it has waited for long. */
+static const struct udptunnel_option PATIENT[] = {{"queue-age", "60000"}, {"delay", "0"}};
+
 static udptunnel *startServer(struct host *host, const char *listen)
 {
     struct udptunnel_server_profile profile = UDPTUNNEL_SERVER_PROFILE;
@@ -235,6 +244,8 @@ static udptunnel *startServer(struct host *host, const char *listen)
 
     profile.listen = listen;
     profile.allow = "127.0.0.0/8";
+    profile.options = PATIENT;
+    profile.option_count = 2;
     assert_int_equal(udptunnel_start_udp_server(&profile, &callbacks, host, &host->handle), UDPTUNNEL_OK);
     return host->handle;
 }
@@ -248,6 +259,8 @@ static udptunnel *startLocal(struct host *host, const struct host *server)
     snprintf(endpoint, sizeof endpoint, "tcp:%s", server->socksAddress);
     profile.server = endpoint;
     profile.socks = "none";
+    profile.options = PATIENT;
+    profile.option_count = 2;
     assert_int_equal(udptunnel_start_udp_local(&profile, &callbacks, host, &host->handle), UDPTUNNEL_OK);
     return host->handle;
 }
@@ -464,6 +477,30 @@ static void test_signals(void **state)
     pthread_sigmask(SIG_BLOCK, NULL, &blocked);
     assert_false(sigismember(&blocked, SIGPIPE));
     assert_true(pair.local->blocksPipe);
+    stopPair(pair);
+}
+
+extern char **environ;
+
+static int environmentSize(void)
+{
+    int count = 0;
+
+    while (environ[count] != NULL)
+        count++;
+    return count;
+}
+
+static int environmentAtFirst;
+
+/* The locale and the environment stay the program's. */
+static void test_untouched(void **state)
+{
+    struct pair pair = startPair();
+
+    (void)state;
+    assert_string_equal(setlocale(LC_ALL, NULL), "C");
+    assert_int_equal(environmentSize(), environmentAtFirst);
     stopPair(pair);
 }
 
@@ -866,6 +903,8 @@ static void test_threads(void **state)
     snprintf(endpoint, sizeof endpoint, "tcp:%s", server->socksAddress);
     profile.server = endpoint;
     profile.socks = "none";
+    profile.options = PATIENT;
+    profile.option_count = 2;
     callbacks.datagrams_received = shareOut;
     assert_int_equal(udptunnel_start_udp_local(&profile, &callbacks, NULL, &shared), UDPTUNNEL_OK);
     for (place = 0; place < THREADS; place++) {
@@ -916,7 +955,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_before),      cmocka_unit_test(test_start),     cmocka_unit_test(test_inOrder),
         cmocka_unit_test(test_silent),      cmocka_unit_test(test_badProfile), cmocka_unit_test(test_versions),
-        cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_signals),     cmocka_unit_test(test_untouched),
         cmocka_unit_test(test_sizes),       cmocka_unit_test(test_refused),   cmocka_unit_test(test_full),
         cmocka_unit_test(test_closeSource), cmocka_unit_test(test_twoInstances), cmocka_unit_test(test_tenThousand),
         cmocka_unit_test(test_stopped),     cmocka_unit_test(test_stopInside), cmocka_unit_test(test_restart),
@@ -925,6 +964,7 @@ int main(int argc, char **argv)
     };
 
     noteSignals();
+    environmentAtFirst = environmentSize();
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests_name("libudptunnel", tests, setUpTarget, NULL);

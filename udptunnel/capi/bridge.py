@@ -309,22 +309,20 @@ class _Told:
         if self._datagrams is None:
             return
         ffi = self._ffi
-        made, kept = ffi.new("struct udptunnel_datagram[]", len(datagrams)), []
-        host = _hostText(ffi, address.host)
+        made, host = ffi.new("struct udptunnel_datagram[]", len(datagrams)), _hostText(ffi, address.host)
         for place, datagram in enumerate(datagrams):
-            each, memory = made[place], ffi.from_buffer(datagram)
-            kept.append(memory)
-            each.bytes, each.size, each.host, each.port, each.source = memory, len(datagram), host, address.port, source
+            each = made[place]
+            # The list keeps the bytes where they are.
+            each.bytes, each.size = ffi.from_buffer(datagram), len(datagram)
+            each.host, each.port, each.source = host, address.port, source
         self._datagrams(made, len(datagrams), self._data)
 
     def packetsReceived(self, packets: list[bytes], data: object) -> None:
         """Packets, as an array of structs."""
         ffi = self._ffi
-        made, kept = ffi.new("struct udptunnel_packet[]", len(packets)), []
+        made = ffi.new("struct udptunnel_packet[]", len(packets))
         for place, packet in enumerate(packets):
-            memory = ffi.from_buffer(packet)
-            kept.append(memory)
-            made[place].bytes, made[place].size = memory, len(packet)
+            made[place].bytes, made[place].size = ffi.from_buffer(packet), len(packet)
         if self._packets is not None:
             self._packets(made, len(packets), self._data)
 

@@ -68,16 +68,26 @@ static void import_signal(void)
 static int begin_python(void)
 {
     const char *executable = getenv("UDPTUNNEL_PYTHON");
+    PyPreConfig first;
     PyStatus status;
     PyConfig config;
 
     if (executable == NULL || *executable == '\0')
         executable = UDPTUNNEL_PYTHON;
     show_python();
+    /* The locale and the streams are the program's. */
+    PyPreConfig_InitPythonConfig(&first);
+    first.configure_locale = 0;
+    first.coerce_c_locale = 0;
+    first.utf8_mode = 1;
+    first.parse_argv = 0;
+    status = Py_PreInitialize(&first);
     PyConfig_InitPythonConfig(&config);
+    config.configure_c_stdio = 0;
     config.install_signal_handlers = 0;
     config.parse_argv = 0;
-    status = PyConfig_SetBytesString(&config, &config.program_name, executable);
+    if (!PyStatus_Exception(status))
+        status = PyConfig_SetBytesString(&config, &config.program_name, executable);
     if (!PyStatus_Exception(status))
         status = PyConfig_SetBytesString(&config, &config.executable, executable);
     if (!PyStatus_Exception(status))

@@ -2,8 +2,8 @@
  * udptunnel.h - UDP over TCP inside a C program.
  *
  * A role is started from a profile. What happens to it is told by callbacks, and a handle stops it. Several roles may run in one
- * process. No function here ends the process, handles signals, starts a process, or prints anything but why its
- * Python can not begin.
+ * process. No function here ends the process, handles signals, changes the locale, starts a process, or prints anything but why
+ * its Python can not begin.
  *
  * Threads:
  *   - Every function may be called from any thread at any time, from callbacks too.
