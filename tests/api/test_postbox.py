@@ -65,7 +65,12 @@ class PostboxTests(SynchronousTestCase):
 
     def test_whileFetching(self) -> None:
         """What is left by whoever fetches comes with the next wake-up."""
-        self.box = Postbox(self.reactor, lambda items: self.fetched.append(items) is None and self.leave("again"))
+
+        def fetched(items: list[Any]) -> None:
+            self.fetched.append(items)
+            self.leave("again")
+
+        self.box = Postbox(self.reactor, fetched)
         self.leave("first")
         self.reactor.turn()
         self.assertEqual(len(self.reactor.calls), 1)
