@@ -12,7 +12,7 @@ from twisted.internet.task import react
 from twisted.logger import globalLogBeginner, textFileLogObserver
 
 from udptunnel.net.arrivals import Arrival
-from udptunnel.net.tun import Interface
+from udptunnel.net.tundevice import Interface
 from udptunnel.services.tungate import GatewayService
 from udptunnel.wire.address import Address
 from udptunnel.wire.transport import Unreachable

@@ -18,7 +18,8 @@ from udptunnel.errors import ListenError
 from udptunnel.net.injection import RawInjector, TunInjector, fragments
 from udptunnel.net.sockaddr import packSockaddr
 from udptunnel.net.testing import PortReactor
-from udptunnel.net.tun import Interface, TunOffload, TunPort
+from udptunnel.net.tun import TunOffload, TunPort
+from udptunnel.net.tundevice import Interface
 from udptunnel.wire.checksum import FIELD
 from udptunnel.wire.frame import Buffer
 from udptunnel.wire.ip import hostOf, parse

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.net.routing import MemoryRouting, failure, makeDevice
 from udptunnel.errors import ListenError
 from udptunnel.net.persistent import TUNSETOWNER, TUNSETPERSIST, PersistentTun, _alias
-from udptunnel.net.tun import IFF_NO_PI, IFF_TUN, Interface
+from udptunnel.net.tundevice import IFF_NO_PI, IFF_TUN, Interface
 from udptunnel.wire.frame import Buffer
 
 DEAD = "udptunnel proxy-controller 999999999 1"

@@ -28,7 +28,8 @@ from udptunnel.net.stack import (
     firstThatWorks,
 )
 from udptunnel.net.testing import PortReactor
-from udptunnel.net.tun import Interface, TunOffload, TunPort
+from udptunnel.net.tun import TunOffload, TunPort
+from udptunnel.net.tundevice import Interface
 from udptunnel.wire.address import Address
 from udptunnel.wire.ip import ICMP, ICMPV6, parse
 from udptunnel.wire.transport import Unreachable, parseTcp

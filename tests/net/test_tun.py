@@ -19,19 +19,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
+from udptunnel.net.linuxtun import LinuxSystem
 from udptunnel.net.testing import PortReactor
-from udptunnel.net.tun import (
+from udptunnel.net.tun import LARGEST_PACKET, NAMES, PACKETS, READ_SECONDS, TunOffload, TunPort
+from udptunnel.net.tundevice import (
     FIONBIO,
     HEADER_BYTES,
     IFF_NO_PI,
     IFF_TAP,
     IFF_TUN,
     IFF_VNET_HDR,
-    LARGEST_PACKET,
-    NAMES,
-    PACKETS,
     QUEUE_PACKETS,
-    READ_SECONDS,
     TUN_F_CSUM,
     TUN_F_TSO,
     TUN_F_USO,
@@ -39,9 +37,6 @@ from udptunnel.net.tun import (
     TUNSETOFFLOAD,
     TUNSETVNETHDRSZ,
     Interface,
-    LinuxSystem,
-    TunOffload,
-    TunPort,
 )
 from udptunnel.wire.frame import Buffer
 

@@ -16,7 +16,8 @@ from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
 from udptunnel.net import utun
 from udptunnel.net.testing import PortReactor
-from udptunnel.net.tun import HEADER_BYTES, IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, Interface, TunOffload, TunPort
+from udptunnel.net.tun import TunOffload, TunPort
+from udptunnel.net.tundevice import HEADER_BYTES, IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, Interface
 from udptunnel.net.utun import CTLIOCGINFO, PF_SYSTEM, SYSPROTO_CONTROL, UTUN_OPT_IFNAME, UtunSystem
 
 CONTROL = 7

@@ -17,7 +17,8 @@ from tests.net.test_tun import RecordingReceiver
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError, MissingError
 from udptunnel.net.testing import PortReactor
-from udptunnel.net.tun import HEADER_BYTES, PACKETS, TUNSETOFFLOAD, Interface, TunOffload, TunPort
+from udptunnel.net.tun import PACKETS, TunOffload, TunPort
+from udptunnel.net.tundevice import HEADER_BYTES, TUNSETOFFLOAD, Interface
 from udptunnel.net.wintun import (
     ERROR_BUFFER_OVERFLOW,
     ERROR_HANDLE_EOF,

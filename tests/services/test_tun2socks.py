@@ -26,7 +26,7 @@ from udptunnel.net.dns import FakeDns, RedirectedDns
 from udptunnel.net.routes import MARK
 from udptunnel.net.stack import KernelStack, Place
 from udptunnel.net.testing import PortReactor, RecordingLink
-from udptunnel.net.tun import IFF_NO_PI, IFF_TUN
+from udptunnel.net.tundevice import IFF_NO_PI, IFF_TUN
 from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.tun2socks import (
     TRIES,

@@ -10,7 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.net.test_tun import NO_HEADER, MemorySystem
 from udptunnel.errors import ListenError
 from udptunnel.net.testing import PortReactor
-from udptunnel.net.tun import IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, Interface, TunOffload
+from udptunnel.net.tun import TunOffload
+from udptunnel.net.tundevice import IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, Interface
 from udptunnel.services import tungate
 from udptunnel.services.tungate import GatewayService
 from udptunnel.wire.address import Address

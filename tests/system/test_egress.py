@@ -16,7 +16,8 @@ from tests.system.namespaces import Namespace, Network
 from tests.system.programs import ECHO, FORWARD, LINK, REPOSITORY, TWISTD, Program, SystemTestCase, until
 from tests.system.test_restart import Pulse
 from tests.system.tunnelled import CLOSED, DANTE, DEVICE, PROXY, ROUTES, TunnelledTestCase
-from udptunnel.net.tun import IFF_NO_PI, IFF_TUN, LinuxSystem
+from udptunnel.net.linuxtun import LinuxSystem
+from udptunnel.net.tundevice import IFF_NO_PI, IFF_TUN
 
 LOOPBACK = "127.0.0.1"
 TARGET, TARGET6 = Network.atTarget

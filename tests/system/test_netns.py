@@ -28,7 +28,8 @@ from udptunnel.errors import ListenError
 from udptunnel.net.namespace import REDIRECT, TRANSPARENT, Inside, Wanted
 from udptunnel.net.netns import WAYS, NetnsStack
 from udptunnel.net.stack import Connection
-from udptunnel.net.tun import NAMES, Interface, TunOffload, TunPort
+from udptunnel.net.tun import NAMES, TunOffload, TunPort
+from udptunnel.net.tundevice import Interface
 from udptunnel.wire.transport import Unreachable
 
 

@@ -26,7 +26,8 @@ from udptunnel.net.offload import SOL_UDP, UDP_SEGMENT
 from udptunnel.net.packet import RETRY_SECONDS, CapturePort
 from udptunnel.net.rtnetlink import LinuxRouting
 from udptunnel.net.testing import PortReactor
-from udptunnel.net.tun import Interface, TunOffload, TunPort
+from udptunnel.net.tun import TunOffload, TunPort
+from udptunnel.net.tundevice import Interface
 from udptunnel.wire.ip import UDP, packHost, parse
 from udptunnel.wire.segments import cut
 from udptunnel.wire.transport import checksumHolds, parseTcp, udpHeaders

@@ -33,7 +33,8 @@ SO_MARK = 36
 HOLD = """
 import sys
 from udptunnel.net.routes import Capture, Routes
-from udptunnel.net.tun import Interface, TunOffload, TunPort
+from udptunnel.net.tun import TunOffload, TunPort
+from udptunnel.net.tundevice import Interface
 from udptunnel.core.counters import Counters
 from udptunnel.net.testing import PortReactor
 from tests.system.test_routes import capture

@@ -23,19 +23,10 @@ from tests.system.turns import TakesTurns
 from udptunnel.core.counters import Counters
 from udptunnel.core.nat import FORWARD, Action, Listener, Nat, Session
 from udptunnel.errors import ListenError
+from udptunnel.net.linuxtun import LinuxSystem
 from udptunnel.net.testing import PortReactor
-from udptunnel.net.tun import (
-    HEADER_BYTES,
-    IFF_NO_PI,
-    IFF_TUN,
-    IFF_VNET_HDR,
-    NAMES,
-    QUEUE_PACKETS,
-    Interface,
-    LinuxSystem,
-    TunOffload,
-    TunPort,
-)
+from udptunnel.net.tun import NAMES, TunOffload, TunPort
+from udptunnel.net.tundevice import HEADER_BYTES, IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, QUEUE_PACKETS, Interface
 from udptunnel.wire.ip import parse
 from udptunnel.wire.transport import resetFor
 from udptunnel.wire.vnet import PLAIN

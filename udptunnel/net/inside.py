@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from udptunnel.net.linuxtun import LinuxSystem
 from udptunnel.net.namespace import FAILED, NOT_EXECUTABLE, NOT_FOUND, REDIRECT, TRANSPARENT, Wanted
 from udptunnel.net.platforms import libc
-from udptunnel.net.tun import IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, Interface, LinuxSystem
+from udptunnel.net.tundevice import IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, Interface
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000

@@ -22,7 +22,8 @@ from udptunnel.errors import ListenError
 from udptunnel.net.namespace import REDIRECT, TRANSPARENT, Inside, Made, Wanted
 from udptunnel.net.sockaddr import SOCKADDR_BYTES, SourceNames, addressIn
 from udptunnel.net.stack import Door, KernelStack, TcpReceiver, Writer
-from udptunnel.net.tun import Interface, TunOffload, TunPort
+from udptunnel.net.tun import TunOffload, TunPort
+from udptunnel.net.tundevice import Interface
 from udptunnel.wire.address import Address
 
 DEVICE = "inner0"

@@ -39,7 +39,8 @@ from udptunnel.net.mmsg import PacketInbox
 from udptunnel.net.packetfilter import INSTRUCTION, capturing
 from udptunnel.net.platforms import fcntl
 from udptunnel.net.refusals import NOTHING_THERE, nameOf
-from udptunnel.net.tun import HEADER_BYTES, LARGEST_PACKET, Receiver
+from udptunnel.net.tun import LARGEST_PACKET, Receiver
+from udptunnel.net.tundevice import HEADER_BYTES
 from udptunnel.wire.ip import IPV6_BYTES
 from udptunnel.wire.vnet import NEEDS_CSUM
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from udptunnel.errors import ListenError
 from udptunnel.net.rtnetlink import Device, Routing
-from udptunnel.net.tun import IFF_NO_PI, IFF_TUN, Interface, System
+from udptunnel.net.tundevice import IFF_NO_PI, IFF_TUN, Interface, System
 
 TUNSETPERSIST, TUNSETOWNER = 0x400454CB, 0x400454CC
 """From linux/if_tun.h."""

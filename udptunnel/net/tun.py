@@ -12,11 +12,9 @@ The functions stand in the order in which a packet meets them.
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from struct import Struct
 from typing import Any, Protocol
 
@@ -27,8 +25,24 @@ from zope.interface import implementer
 
 from udptunnel.core.counters import Counters
 from udptunnel.errors import ListenError
-from udptunnel.net.platforms import fcntl, require
+from udptunnel.net.linuxtun import LinuxSystem
 from udptunnel.net.refusals import NOTHING_THERE, nameOf
+from udptunnel.net.tundevice import (
+    FIONBIO,
+    HEADER_BYTES,
+    IFF_NO_PI,
+    IFF_TAP,
+    IFF_TUN,
+    IFF_VNET_HDR,
+    TUN_F_CSUM,
+    TUN_F_TSO,
+    TUN_F_USO,
+    TUNGETIFF,
+    TUNSETOFFLOAD,
+    TUNSETVNETHDRSZ,
+    Interface,
+    System,
+)
 from udptunnel.wire.frame import Buffer
 
 NAMES = ("vnet", "tso", "uso")
@@ -36,20 +50,6 @@ NAMES = ("vnet", "tso", "uso")
 What a TUN may be asked for: virtio headers, TCP segmentation, UDP
 segmentation (Linux 6.2). The latter two need the first.
 """
-
-IFF_TUN, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0001, 0x0002, 0x1000, 0x4000
-TUNGETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x800454D2, 0x400454D0, 0x400454D8
-TUN_F_CSUM, TUN_F_TSO, TUN_F_USO = 0x01, 0x02 | 0x04, 0x20 | 0x40
-"""From linux/if_tun.h. IPv4 and IPv6 are asked for together: the kernel wants that for UDP."""
-
-FIONBIO = 0x5421
-"""From asm-generic/ioctls.h."""
-
-IFA_F_NODAD = 0x02
-"""From linux/if_addr.h: nobody else can have an address on a wire that ends in this process."""
-
-HEADER_BYTES = 10
-"""Of C{struct virtio_net_hdr}, without the number of buffers that some devices have there."""
 
 LARGEST_PACKET = 40 + 65535
 """An IPv6 header and the longest payload behind it."""
@@ -62,12 +62,6 @@ PACKETS = 64
 
 READ_SECONDS = 0.002
 """...or as many as can be read within this time, so that others get their turn."""
-
-QUEUE_PACKETS = 4000
-"""
-What the kernel keeps for us (txqueuelen): with its own 500 it drops what 90,000 single datagrams a second bring while
-others have the processor for a moment. We always read, so nothing waits there for longer than that.
-"""
 
 _log = Logger()
 
@@ -135,21 +129,6 @@ class TunOffload:
             self._log.warn("TUN offload {ability} is off from now on: {error}", ability=",".join(refused), error=error)
 
 
-@dataclass(frozen=True)
-class Interface:
-    """What a TUN is to be like."""
-
-    name: str = ""
-    """What it is called; empty: the kernel finds a name."""
-
-    addresses: tuple[str, ...] = ()
-    """ADDRESS/LENGTH of each, IPv4 or IPv6."""
-
-    mtu: int = 1500
-    queue: int = QUEUE_PACKETS
-    """How many packets the kernel keeps for us."""
-
-
 class Receiver(Protocol):
     """Who is told of what happens at a TUN port."""
 
@@ -164,106 +143,6 @@ class Receiver(Protocol):
         """The device is no use any more, and the port is closed. Said once."""
 
 
-class System(Protocol):
-    """The operating system, as far as TUN ports need it. All may raise C{OSError}."""
-
-    def open(self, name: str, flags: int) -> int:
-        """Make a device, or join one that is there; returns its descriptor."""
-
-    def close(self, descriptor: int) -> None:
-        """Let go of a device; if nobody else holds it, it is gone."""
-
-    def read(self, descriptor: int, buffer: memoryview) -> int:
-        """Put the next packet into a buffer; returns its length."""
-
-    def write(self, descriptor: int, buffers: Sequence[Buffer]) -> int:
-        """Write one packet that lies in several buffers."""
-
-    def ioctl(self, descriptor: int, request: int, argument: int | bytes) -> Any:
-        """As C{fcntl.ioctl}."""
-
-    def configure(self, name: str, interface: Interface) -> None:
-        """Give a device what it is to have, and set it up."""
-
-    def addresses(self, name: str) -> list[str]:
-        """ADDRESS/LENGTH of each that a device has; none if there is no such device."""
-
-
-class LinuxSystem:
-    """Linux, by way of python-pytun and pyroute2, which are looked for only when they are needed."""
-
-    def open(self, name: str, flags: int) -> int:
-        """
-        Make a device, or join one that is there.
-
-        @raise MissingError: there are no TUNs here, or what we need for them is not installed.
-        """
-        require("a TUN")
-        from pytun import TunTapDevice
-
-        device = TunTapDevice(name=name, flags=flags)
-        try:
-            # The device would close its own descriptor when it is forgotten, and hand it on to every child until then.
-            return os.dup(device.fileno())
-        finally:
-            device.close()
-
-    def close(self, descriptor: int) -> None:
-        """Let go of a device."""
-        os.close(descriptor)
-
-    def read(self, descriptor: int, buffer: memoryview) -> int:
-        """Put the next packet into a buffer."""
-        return os.readv(descriptor, (buffer,))
-
-    def write(self, descriptor: int, buffers: Sequence[Buffer]) -> int:
-        """Write one packet."""
-        return os.writev(descriptor, buffers)
-
-    def ioctl(self, descriptor: int, request: int, argument: int | bytes) -> Any:
-        """
-        As C{fcntl.ioctl}.
-
-        @raise MissingError: there is none.
-        """
-        require("a TUN of somebody else")
-        return fcntl.ioctl(descriptor, request, argument)
-
-    def configure(self, name: str, interface: Interface) -> None:
-        """Give a device what it is to have, and set it up."""
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
-
-        _silence(name)
-        try:
-            with IPRoute() as route:
-                _configure(route, name, interface)
-        except NetlinkError as error:
-            raise OSError(error.code, os.strerror(error.code)) from error
-
-    def addresses(self, name: str) -> list[str]:
-        """
-        ADDRESS/LENGTH of each that a device has.
-
-        @raise MissingError: as L{open}.
-        """
-        if not name:
-            return []
-        require("a TUN")
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
-
-        try:
-            with IPRoute() as route:
-                return [
-                    f"{each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}"
-                    for index in route.link_lookup(ifname=name)
-                    for each in route.get_addr(index=index)
-                ]
-        except NetlinkError as error:
-            raise OSError(error.code, os.strerror(error.code)) from error
-
-
 def systemHere() -> System:
     """What opens TUNs on this system."""
     if sys.platform == "darwin":
@@ -275,26 +154,6 @@ def systemHere() -> System:
 
         return WintunSystem()
     return LinuxSystem()
-
-
-def _configure(route: Any, name: str, interface: Interface) -> None:
-    (index,) = route.link_lookup(ifname=name)
-    route.link("set", index=index, mtu=interface.mtu, txqlen=interface.queue)
-    for each in interface.addresses:
-        address, _, length = each.partition("/")
-        flags = {"flags": IFA_F_NODAD} if ":" in address else {}
-        route.addr("replace", index=index, address=address, prefixlen=int(length), **flags)
-    route.link("set", index=index, state="up")
-
-
-def _silence(name: str) -> None:
-    """Have IPv6 neither make up an address nor ask for routers: nobody answers. It may be switched off altogether."""
-    for key, value in (("addr_gen_mode", "1"), ("accept_ra", "0"), ("router_solicitations", "0")):
-        try:
-            with open(f"/proc/sys/net/ipv6/conf/{name}/{key}", "w", encoding="ascii") as file:
-                file.write(value)
-        except OSError:
-            continue
 
 
 @implementer(IReadDescriptor)

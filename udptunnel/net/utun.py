@@ -20,7 +20,7 @@ from struct import Struct
 from typing import Any
 
 from udptunnel.net.platforms import fcntl
-from udptunnel.net.tun import FIONBIO, IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, TUNGETIFF, Interface
+from udptunnel.net.tundevice import FIONBIO, IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, TUNGETIFF, Interface
 from udptunnel.wire.frame import Buffer
 
 PF_SYSTEM, SYSPROTO_CONTROL = 32, 2
@@ -42,7 +42,7 @@ _INTERFACE = Struct("=16sH22x")
 
 
 class UtunSystem:
-    """macOS, as a L{udptunnel.net.tun.System}."""
+    """macOS, as a L{udptunnel.net.tundevice.System}."""
 
     def __init__(self, run: Callable[..., Any] = subprocess.run, make: Callable[..., Any] = socket.socket) -> None:
         """

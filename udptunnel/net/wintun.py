@@ -25,7 +25,7 @@ from struct import Struct
 from typing import Any
 
 from udptunnel.errors import MissingError
-from udptunnel.net.tun import FIONBIO, IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, TUNGETIFF, Interface
+from udptunnel.net.tundevice import FIONBIO, IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, TUNGETIFF, Interface
 from udptunnel.wire.frame import Buffer
 
 RING_BYTES = 4 << 20
@@ -182,7 +182,7 @@ class _Device:
 
 
 class WintunSystem:
-    """Windows, as a L{udptunnel.net.tun.System}."""
+    """Windows, as a L{udptunnel.net.tundevice.System}."""
 
     def __init__(self, run: Callable[..., Any] = subprocess.run, load: Callable[[], Wintun] = load) -> None:
         """

@@ -28,11 +28,12 @@ from zope.interface import implementer
 from udptunnel.config import ControllerConfig
 from udptunnel.errors import ConfigError, ListenError, RouteError, TunnelError
 from udptunnel.net.detour import Detour, Way
+from udptunnel.net.linuxtun import LinuxSystem
 from udptunnel.net.logs import lines
 from udptunnel.net.persistent import PersistentTun
 from udptunnel.net.platforms import grp, pwd, require
 from udptunnel.net.rtnetlink import LinuxRouting, Routing
-from udptunnel.net.tun import Interface, LinuxSystem, System
+from udptunnel.net.tundevice import Interface, System
 from udptunnel.net.watch import RouteWatch
 
 LINE_BYTES = 65_536

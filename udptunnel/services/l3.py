@@ -30,7 +30,8 @@ from udptunnel.net.ownaddresses import ownAddresses
 from udptunnel.net.packet import CapturePort
 from udptunnel.net.platforms import require
 from udptunnel.net.sockaddr import familyOf
-from udptunnel.net.tun import Interface, Receiver, TunOffload, TunPort
+from udptunnel.net.tun import Receiver, TunOffload, TunPort
+from udptunnel.net.tundevice import Interface
 from udptunnel.services.l3options import LEAST_MTU, anyPort, check, linkConfig, readKey
 from udptunnel.services.l3outer import LinkOuter, Outer, UdpOuter
 from udptunnel.services.links import every

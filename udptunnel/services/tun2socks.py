@@ -38,7 +38,8 @@ from udptunnel.net.platforms import isPortable, require
 from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
 from udptunnel.net.stack import Place, Stack, TcpReceiver, TunStack, firstThatWorks
-from udptunnel.net.tun import NAMES, Interface, System, TunOffload, TunPort, systemHere
+from udptunnel.net.tun import NAMES, TunOffload, TunPort, systemHere
+from udptunnel.net.tundevice import Interface, System
 from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.links import every
 from udptunnel.services.local import LocalService

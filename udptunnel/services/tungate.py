@@ -24,7 +24,8 @@ from udptunnel.net.arrivals import Arrivals, Datagrams, TcpReceived, UdpReceived
 from udptunnel.net.gateway import Gateway
 from udptunnel.net.netns import NetnsStack
 from udptunnel.net.stack import Place, TunStack, firstThatWorks
-from udptunnel.net.tun import Interface, System, TunOffload, TunPort
+from udptunnel.net.tun import TunOffload, TunPort
+from udptunnel.net.tundevice import Interface, System
 from udptunnel.services.links import every
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import AimedBurst
