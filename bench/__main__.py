@@ -144,13 +144,13 @@ def main(words: Sequence[str] | None = None) -> None:
     print(terminalTable(results, measures, shutil.get_terminal_size((0, 0)).columns))
     folder, facts = outputFolder(options), machineFacts()
     folder.mkdir(parents=True, exist_ok=True)
-    how = " ".join(["python -m bench", *(given if options.output is None else _withoutOutput(given))])
+    how = " ".join(["python -m bench", *(given if options.output is None else withoutOutput(given))])
     (folder / "results.md").write_text(resultsPage(results, measures, facts, how))
     (folder / "results.svg").write_text(resultsPicture(results, peers, facts))
     print(f"written: {folder}/results.md, {folder}/results.svg")
 
 
-def _withoutOutput(words: Sequence[str]) -> list[str]:
+def withoutOutput(words: Sequence[str]) -> list[str]:
     """The command line without where the results go: the page is no place for folders of this machine."""
     kept, skip = [], False
     for word in words:

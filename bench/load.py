@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from mmap import mmap
 
 from bench.mmsg import SLOT_BYTES, SOL_UDP, UDP_GRO, Inbox, Outbox
 from bench.places import Address, Site
@@ -26,6 +27,9 @@ from bench.programs import BenchError
 
 HEAD = struct.Struct("!QdI")
 """The run and the number in one word, when it was sent, a check word."""
+
+TALLY = struct.Struct("Q")
+"""How many have come, as two processes share it."""
 
 FILLING = bytes(range(256)) * 256
 RUN_SHIFT = 48
@@ -41,6 +45,12 @@ MOST_BATCHED = 16
 
 DEBT_SECONDS = 0.005
 """How much of what it owes a sender makes up for after it was held up. More would be a flood that nobody ordered."""
+
+WINDOW_BYTES = 2_000_000
+"""What a sender has under way that waits for what it has sent: 5 ms at 3 Gbit/s, less than the peers' buffers hold."""
+
+LOOK_SECONDS, GIVE_UP_SECONDS = 0.0002, 0.1
+"""How often it looks what has arrived, and after what silence it believes that the rest is lost."""
 
 TICK_SECONDS = 0.05
 SILENCE_SECONDS = 0.4
@@ -257,12 +267,45 @@ class Sender:
             sent += batch
         return sent, time.monotonic() - begin
 
+    def sendWindowed(self, delivered: Callable[[], int]) -> tuple[int, float]:
+        """
+        Send as fast as it arrives: never more than L{WINDOW_BYTES} that have not, whatever the load's rate.
+
+        It is always the same batch, as iperf3 always sends the same bytes: who counts looks at the first of each only.
+
+        @param delivered: says how many have arrived so far.
+        @return: how many datagrams, and how many seconds it took.
+        """
+        batch, window = self._batch, max(self._batch, WINDOW_BYTES // self._load.size)
+        sent = gone = arrived = 0
+        begin = moved = time.monotonic()
+        self._pack(0, begin)
+        while (now := time.monotonic()) - begin < self._load.seconds:
+            count = delivered()
+            if count > arrived:
+                arrived, moved = count, now
+            elif now - moved > GIVE_UP_SECONDS:
+                # What is still missing is lost.
+                gone, moved = sent - arrived, now
+            if sent - arrived - gone + batch > window:
+                time.sleep(LOOK_SECONDS)
+                continue
+            self._send()
+            sent += batch
+        return sent, time.monotonic() - begin
+
     def _sendBatch(self, sent: int, now: float) -> None:
+        self._pack(sent, now)
+        self._send()
+
+    def _pack(self, sent: int, now: float) -> None:
         first, size = self._first + sent, self._load.size
         words: list[object] = []
         for number in range(first, first + self._batch):
             words += (self._header, number, now, checkWord(number, size), self._filling)
         self._layout.pack_into(self._outbox.area, 0, *words)
+
+    def _send(self) -> None:
         try:
             self._outbox.send()
         except OSError:
@@ -305,27 +348,29 @@ class Sink:
         """
         self._runs += 1
         (hear, tell), (told, say) = os.pipe(), os.pipe()
+        tally = mmap(-1, TALLY.size)
         child = os.fork()
         if not child:
             os.close(tell)
             os.close(told)
-            _endAfter(lambda: self._count(_Counter(self._runs, size, light), hear, say, silence))
+            endAfter(lambda: self._count(_Counter(self._runs, size, light), hear, say, silence, tally))
         os.close(hear)
         os.close(say)
         try:
-            yield Counting(self._runs, tell, told)
+            yield Counting(self._runs, tell, told, tally)
         finally:
             os.close(tell)
             os.close(told)
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
 
-    def _count(self, counter: _Counter, hear: int, say: int, silence: float) -> None:
+    def _count(self, counter: _Counter, hear: int, say: int, silence: float, tally: mmap) -> None:
         inbox = Inbox(self.socket)
         sent, quiet = NUMBERS, 0.0
         while counter.delivered + counter.damaged < sent and quiet < silence:
             try:
                 counter.count(inbox.view, inbox.receive())
+                TALLY.pack_into(tally, 0, counter.delivered)
                 quiet = 0.0
             except BlockingIOError:
                 if sent < NUMBERS:
@@ -346,12 +391,19 @@ class Counting:
     @ivar run: what marks the datagrams that it counts.
     """
 
-    def __init__(self, run: int, tell: int, told: int) -> None:
+    def __init__(self, run: int, tell: int, told: int, tally: mmap) -> None:
         """
         @param tell: where it is told how many were sent.
         @param told: where it tells how many came.
+        @param tally: where one can see at any time how many have come so far.
         """
-        self.run, self._tell, self._told = run, tell, told
+        self.run, self._tell, self._told, self._tally = run, tell, told, tally
+
+    @property
+    def delivered(self) -> int:
+        """How many have come so far."""
+        count: int = TALLY.unpack_from(self._tally)[0]
+        return count
 
     def finish(self, sent: int, seconds: float) -> Outcome:
         """Wait until all have come, or nothing comes any more."""
@@ -423,7 +475,7 @@ class _Counter:
         return {name: getattr(self, name) for name in names} | {"span": self._last - self._first}
 
 
-def _endAfter(run: Callable[[], None]) -> None:
+def endAfter(run: Callable[[], None]) -> None:
     """Run a function in a process that was forked for it, and end the process, whatever happens."""
     # Its parent ends it; an interrupt from the keyboard comes to both.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -446,7 +498,7 @@ class Echo(Sink):
         super().__init__(site, gro=False)
         self._child = os.fork()
         if not self._child:
-            _endAfter(self._echo)
+            endAfter(self._echo)
 
     def _echo(self) -> None:
         parent = os.getppid()

@@ -115,7 +115,7 @@ def _wideAreaObstacle() -> str:
 
 
 @contextmanager
-def _toSink(peer: Peer) -> Iterator[tuple[Tunnel, Source, Sink]]:
+def toSink(peer: Peer) -> Iterator[tuple[Tunnel, Source, Sink]]:
     """A peer, a source before it, and a sink behind it."""
     with closing(Sink(LOOPBACK.far)) as sink, peer.run(LOOPBACK, [sink.address]) as tunnel:
         with closing(tunnel.ways[0].open()) as source:
@@ -129,7 +129,7 @@ def _toSink(peer: Peer) -> Iterator[tuple[Tunnel, Source, Sink]]:
 @contextmanager
 def _toEcho(peer: Peer) -> Iterator[tuple[Tunnel, Source]]:
     """A peer, a source before it, and an echo behind it."""
-    with closing(Echo(LOOPBACK.far)) as echo, peer.run(LOOPBACK, [echo.address]) as tunnel:
+    with closing(peer.openEcho(LOOPBACK.far)) as echo, peer.run(LOOPBACK, [echo.address]) as tunnel:
         with closing(tunnel.ways[0].open()) as source:
             _checkComesBack(tunnel, source)
             yield tunnel, source
@@ -151,7 +151,7 @@ def _offering(peer: Peer) -> Iterator[Callable[[Load], Outcome]]:
         with peer.run(LOOPBACK, []):
             yield peer.offer
         return
-    with _toSink(peer) as (_, source, sink):
+    with toSink(peer) as (_, source, sink):
         yield lambda load: sink.offer(source, load, light=True)
 
 
@@ -180,7 +180,8 @@ def _throughput(size: int, gso: bool) -> Measure:
 # -- round trips
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """A time."""
     return short(seconds * 1e3)
 
 
@@ -192,8 +193,12 @@ def _trips() -> Measure:
             outcome = roundTrips(source, Load(TRIP_SIZE, TRIP_RATE, effort.tripSeconds))
         return {f"trips-{name}": Figure(percentile(outcome.trips, part)) for name, part in parts.items()}
 
-    columns = [Column(f"trips-{name}", "round trip, 1,000/s", name, "ms", _milliseconds) for name in parts]
+    columns = [Column(f"trips-{name}", "round trip, 1,000/s", name, "ms", milliseconds) for name in parts]
     return Measure("trips", "round trips", tuple(columns), measure)
+
+
+TRIPS = _trips()
+"""Also measured elsewhere."""
 
 
 # -- CPU
@@ -204,7 +209,7 @@ def _cpu(gso: bool) -> Measure:
     title = f"{CPU_SIZE} B" + (", GSO" if gso else "")
 
     def measure(peer: Peer, effort: Effort, before: Figures) -> Figures:
-        with _toSink(peer) as (tunnel, source, sink):
+        with toSink(peer) as (tunnel, source, sink):
             used = cpuSeconds(tunnel.pids)
             outcome = sink.offer(source, Load(CPU_SIZE, CPU_RATE, effort.cpuSeconds, gso))
             used = cpuSeconds(tunnel.pids) - used
@@ -253,8 +258,8 @@ def _overload() -> Measure:
     columns = (
         Column("overload-bulk", group, "bulk", "bit/s"),
         Column("overload-lost", group, "50/s: lost", "", percent),
-        Column("overload-p50", group, "p50", "ms", _milliseconds),
-        Column("overload-p99", group, "p99", "ms", _milliseconds),
+        Column("overload-p50", group, "p50", "ms", milliseconds),
+        Column("overload-p99", group, "p99", "ms", milliseconds),
     )
     return Measure("overload", "overload", columns, measure)
 
@@ -281,7 +286,7 @@ def _overloaded(peer: Peer, place: Place, seconds: float) -> tuple[Outcome, Outc
 
 MEASURES: tuple[Measure, ...] = (
     *(_throughput(size, gso) for gso in (False, True) for size in SIZES),
-    _trips(),
+    TRIPS,
     _cpu(False),
     _cpu(True),
     _memory(),

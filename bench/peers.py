@@ -23,9 +23,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
-from bench.load import Load, Outcome, Way
+from bench.load import Echo, Load, Outcome, Way
 from bench.places import LOOPBACK, Address, Place, Site
 from bench.programs import BenchError, Program
+from bench.stream import StreamEcho
 
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=")
 
@@ -125,6 +126,10 @@ class Peer:
         """Start its programs, and return the ways in."""
         raise NotImplementedError
 
+    def openEcho(self, site: Site) -> Echo | StreamEcho:
+        """A target that sends back what comes this way."""
+        return Echo(site)
+
 
 def _path(need: str) -> str:
     return os.environ[need] if need.isupper() else need
@@ -147,7 +152,7 @@ class Ours(Peer):
         server.listens(port)
         entry, ways = self._entry(launch)
         local = launch.start(
-            launch.place.near, *TWISTD, "udp-local", "--server", self._serverAt(launch, port), *entry, *self.options
+            launch.place.near, *TWISTD, "udp-local", *self._toServer(launch, port), *entry, *self.options
         )
         local.says("is up")
         return ways
@@ -159,14 +164,14 @@ class Ours(Peer):
     def _listen(self, launch: Launch, port: int) -> str:
         return f"tcp:{port}:interface={launch.place.far.host}"
 
-    def _serverAt(self, launch: Launch, port: int) -> str:
-        return f"tcp:{launch.place.far.host}:{port}"
+    def _toServer(self, launch: Launch, port: int) -> list[str]:
+        return ["--server", f"tcp:{launch.place.far.host}:{port}"]
 
     def _entry(self, launch: Launch) -> tuple[list[str], list[Way]]:
         """Options that open the way in, and that way for each target."""
         words, ways = ["--socks", "none"], []
         for target in launch.targets:
-            listen = _nearUdp(launch)
+            listen = nearUdp(launch)
             words += ["--forward", f"{addressText(listen)}={addressText(target)}"]
             ways.append(launch.way(listen))
         return words, ways
@@ -197,8 +202,8 @@ class OursTls(Ours):
         files = f"privateKey={launch.folder}/key.pem:certKey={launch.folder}/trusted/cert.pem"
         return f"ssl:{port}:{files}:interface={launch.place.far.host}"
 
-    def _serverAt(self, launch: Launch, port: int) -> str:
-        return f"tls:{launch.place.far.host}:{port}:trustRoots={launch.folder}/trusted"
+    def _toServer(self, launch: Launch, port: int) -> list[str]:
+        return ["--server", f"tls:{launch.place.far.host}:{port}:trustRoots={launch.folder}/trusted"]
 
 
 class OursPlain(Ours):
@@ -234,7 +239,7 @@ def makeCertificate(folder: Path, host: str) -> None:
     (folder / "trusted/cert.pem").write_bytes(certificate.public_bytes(pem))
 
 
-def _nearUdp(launch: Launch) -> Address:
+def nearUdp(launch: Launch) -> Address:
     """A free UDP address at the near end. It is a loopback address, also where there is a namespace."""
     return "127.0.0.1", Site("127.0.0.1", launch.place.near.namespace).freePort(socket.SOCK_DGRAM)
 
@@ -253,7 +258,7 @@ class OneToOne(Peer):
     def _pair(self, launch: Launch, target: Address) -> Address:
         link = launch.place.far.host, launch.place.far.freePort()
         launch.start(launch.place.far, *self._farWords(link, target)).listens(link[1])
-        listen = _nearUdp(launch)
+        listen = nearUdp(launch)
         launch.start(launch.place.near, *self._nearWords(link, listen)).listens(listen[1], "udp")
         return listen
 
@@ -382,7 +387,7 @@ class Direct(Peer):
 class Iperf(Peer):
     """What has its own load generator, and so can only say how much goes through."""
 
-    needs = ("iperf3",)
+    needs: tuple[str, ...] = ("iperf3",)
     cannot: ClassVar[dict[str, str]] = dict.fromkeys(
         ("trips", "cpu", "memory", "overload"), "has its own load generator"
     )

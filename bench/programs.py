@@ -149,6 +149,11 @@ def _stat(pid: int) -> list[str]:
     return " ".join(_lines(f"/proc/{pid}/stat")).rpartition(")")[2].split()
 
 
+def commandName(pid: int) -> str:
+    """What a process is called, at most 15 letters; nothing if it has ended."""
+    return "".join(_lines(f"/proc/{pid}/comm"))
+
+
 def cpuSeconds(pids: Iterable[int]) -> float:
     """User and system time of these processes, their descendants, and those of their children that have ended."""
     fields = [_stat(pid) for pid in family(pids)]

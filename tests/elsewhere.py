@@ -26,7 +26,7 @@ MODULES = frozenset(("fcntl", "grp", "pwd", "resource", "termios", "pytun", "pyr
 
 NAMES: dict[Any, str] = {
     errno: "EBADFD",
-    os: "O_CLOEXEC O_NOFOLLOW chown fork geteuid killpg pipe2 pwrite readv setsid splice sysconf writev",
+    os: "O_CLOEXEC O_NOFOLLOW chown fork geteuid killpg mkfifo pipe2 pwrite readv setsid splice sysconf writev",
     select: "epoll poll",
     signal: "SIGALRM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 alarm pthread_sigmask sigwaitinfo",
     socket: "AF_NETLINK AF_PACKET AF_UNIX MSG_DONTWAIT SOCK_CLOEXEC SOCK_NONBLOCK SO_BINDTODEVICE SO_MARK SO_PEERCRED "

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
@@ -13,7 +14,10 @@ from xml.etree import ElementTree
 from twisted.trial.unittest import SynchronousTestCase
 
 from bench import __main__ as program
-from bench import l3, tun
+from bench import chain, l3, tun
+from bench import load as generator
+from bench.chain import CHAIN_MEASURES, shares
+from bench.chainpeers import CHAIN_PEERS, HTTP, LOCAL, PAIRS, TUNNEL, Carrier
 from bench.l3 import L3_MEASURES
 from bench.l3peers import L3_PEERS, PacketCord
 from bench.load import (
@@ -27,24 +31,27 @@ from bench.load import (
     isRight,
     payload,
     percentile,
+    roundTrips,
     socksHeader,
 )
 from bench.measures import MEASURES, QUICK, Effort, Figures, Measure
-from bench.peers import PEERS, Peer
+from bench.peers import PEERS, Launch, Peer
 from bench.picture import Axis, Mark, Panel, linearAxis, logarithmicAxis, picture, tickText
-from bench.places import Site
-from bench.programs import BenchError
+from bench.places import LOOPBACK, Site
+from bench.programs import BenchError, until
 from bench.report import resultsPage, resultsPicture, terminalTable
 from bench.search import MOST_LOST, findMost
+from bench.stream import StreamEcho, StreamWay
 from bench.table import Column, Figure, Results, fold, markdown, percent, remarkLines, rows, short, text
 from bench.tun import TUN_MEASURES
 from bench.tunpeers import TUN_PEERS
 from bench.wan import Direction
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
 PLAIN_PEERS = ["packetcord", "routed-plain"]
 """Peers that need devices without offload."""
-
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 class FakeTunnel:
@@ -105,6 +112,20 @@ class SearchTests(SynchronousTestCase):
         most = findMost(FakeTunnel(1_000), 1_000_000, 0.1, 1)
         assert most is not None
         self.assertGreater(most.outcome.offered, 890)
+
+
+class FakeTime:
+    """A clock that goes on when it is looked at, and when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        self.now += 1e-5
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 class LoadTests(SynchronousTestCase):
@@ -168,6 +189,26 @@ class LoadTests(SynchronousTestCase):
                 outcome = sink.offer(source, load, light)
                 self.assertGreater(outcome.sent, 0)
                 self.assertEqual((outcome.delivered, outcome.damaged, outcome.duplicates), (outcome.sent, 0, 0))
+
+    def test_windowed(self) -> None:
+        """A sender with a window does not send what has no room, and goes on when what is missing counts as lost."""
+        if sys.platform != "linux":
+            raise self.skipTest("the load generator is for Linux")
+        sink = Sink(Site())
+        self.addCleanup(sink.close)
+        source = Way(Site(), sink.address).open()
+        self.addCleanup(source.close)
+        self.patch(generator, "WINDOW_BYTES", 10 * 1400)
+        with sink.counting(1400, light=True) as counting:
+            sent = Sender(source, Load(1400, 1, 0.1), counting.run).sendWindowed(lambda: counting.delivered)
+            outcome = counting.finish(*sent)
+        self.assertEqual((outcome.delivered, outcome.damaged), (outcome.sent, 0))
+        self.assertGreater(outcome.sent, 10)
+        # Nothing arrives: one window, and another each time that one is given up.
+        clock = FakeTime()
+        self.patch(generator, "time", clock)
+        seconds = 2.5 * generator.GIVE_UP_SECONDS
+        self.assertEqual(Sender(source, Load(1400, 1, seconds), 9).sendWindowed(lambda: 0)[0], 30)
 
 
 class TableTests(SynchronousTestCase):
@@ -389,7 +430,7 @@ class RunTests(SynchronousTestCase):
     def test_withoutOutput(self) -> None:
         """The page does not name folders."""
         words = ["--quick", "--output", "there", "--rounds", "2", "--output=there"]
-        self.assertEqual(program._withoutOutput(words), ["--quick", "--rounds", "2"])
+        self.assertEqual(program.withoutOutput(words), ["--quick", "--rounds", "2"])
 
     def test_pages(self) -> None:
         """Table, page and picture are made of any figures."""
@@ -444,6 +485,160 @@ class TunTests(SynchronousTestCase):
         self.assertRaises(SystemExit, tun.parse, ["--measure", "nonsense"])
 
 
+class FakeLaunch(Launch):
+    """
+    Starts nothing.
+
+    @ivar words: the command lines that it was to start.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(LOOPBACK, [], Path(), ExitStack())
+        self.words: list[tuple[str, ...]] = []
+
+    def start(self, site: Site, *words: str) -> mock.Mock:  # type: ignore[override]
+        self.words.append(words)
+        return mock.Mock()
+
+
+class ChainTests(SynchronousTestCase):
+    """What is measured through shadowsocks and simple-obfs."""
+
+    def carry(self, carrier: Carrier) -> tuple[list[tuple[str, ...]], tuple[str, int]]:
+        """What a carrier starts for a target, and where it then is."""
+        launch = FakeLaunch()
+        at = carrier.carry(launch, ("127.0.0.1", 7))
+        return launch.words, at
+
+    def test_carriers(self) -> None:
+        """Both ends of a carrier agree, neither waits for acknowledgements, and the near end is where it says."""
+        for carrier in (TUNNEL, LOCAL, HTTP):
+            (far, near), (_, port) = self.carry(carrier)
+            for option in ("-p", "-k", "-m"):
+                self.assertEqual(far[far.index(option) + 1], near[near.index(option) + 1])
+            self.assertIn("--no-delay", far)
+            self.assertIn("--no-delay", near)
+            self.assertEqual(near[near.index("-l") + 1], str(port))
+            self.assertEqual("127.0.0.1:7" in near, carrier.near == "ss-tunnel")
+            self.assertEqual(["obfs-local" in near, "obfs-server" in far], [bool(carrier.obfs)] * 2)
+        self.assertEqual(self.carry(Carrier()), ([], ("127.0.0.1", 7)))
+
+    def test_shares(self) -> None:
+        """What ours adds is the difference of round trips, and the part of the throughput that is missing."""
+        results = Results()
+        for name, trip, rate in (("ours-tunnel", 0.003, 80.0), ("tcp-tunnel", 0.001, 100.0), ("ours-tls", 1.0, 1.0)):
+            results.add(name, "trips-p50", Figure(trip))
+            results.add(name, "apart", Figure(rate))
+        own = shares(results)
+        columns = {column.key: own.cell("ours-tunnel", column) for column in chain.SHARE_COLUMNS}
+        self.assertEqual((columns["own-trips-p50"], columns["own-apart"]), ("2.00", "20.0 %"))
+        self.assertEqual((columns["with-apart"], columns["without-apart"]), ("80.0", "100"))
+        # Without a base there is nothing to compare.
+        self.assertEqual(own.peers(), ["ours-tunnel"])
+
+    def test_pairs(self) -> None:
+        """What is compared is there, and one right after the other, or nearly."""
+        names = [peer.name for peer in CHAIN_PEERS]
+        for pair in PAIRS:
+            self.assertIn(names.index(pair.ours) - names.index(pair.base), (1, 2))
+
+    def test_apart(self) -> None:
+        """What has no carrier is not measured with the carrier apart, nor is anything where there is one core."""
+        peers = {peer.name: peer for peer in CHAIN_PEERS}
+        apart = next(measure for measure in CHAIN_MEASURES if measure.kind == "apart")
+        self.patch(os, "sched_getaffinity", lambda pid: {0, 1})
+        self.assertIsNone(apart.obstacle(peers["tcp-http"]))
+        self.assertEqual(apart.obstacle(peers["tcp"]), ("no throughput, carrier apart", "there is no carrier"))
+        self.patch(os, "sched_getaffinity", lambda pid: {0})
+        self.assertEqual(apart.obstacle(peers["tcp-http"]), ("no throughput, carrier apart", "there is one core only"))
+
+    def test_absence(self) -> None:
+        """A composition without its programs is absent, and says which one is missing."""
+        self.patch(shutil, "which", lambda name: None if name == "obfs-local" else name)
+        absent = {peer.name: peer.absence() for peer in CHAIN_PEERS if peer.absence()}
+        names = "tcp-http", "ours-http", "tcp-tls", "ours-tls"
+        self.assertEqual(absent, dict.fromkeys(names, "obfs-local is not there"))
+
+    def test_pages(self) -> None:
+        """Tables, page and picture are made of any figures; a peer that is absent is a line that says so."""
+        results = Results()
+        for peer in CHAIN_PEERS[:6]:
+            for measure in CHAIN_MEASURES:
+                for column in measure.columns:
+                    results.add(peer.name, column.key, Figure(1e9))
+        results.remark("ours-http", "absent: obfs-local is not there")
+        facts = [("Kernel", "Linux 6"), ("Date", "today")]
+        page = chain.page(results, facts, "python -m bench.chain")
+        self.assertIn("| udptunnel, ss-tunnel | 1.00G |", page)
+        self.assertIn("* udptunnel, ss + http: absent: obfs-local is not there\n", page)
+        self.assertIn("what ours adds: throughput", chain.terminal(results))
+        root = ElementTree.fromstring(chain.chainPicture(results, facts))
+        self.assertIn("Linux 6; today", [each.text for each in root.iter(f"{SVG}text")])
+
+    def test_options(self) -> None:
+        """A quick run is short, unless it is told how long loads are."""
+        self.assertEqual(chain.effort(chain.parse(["--quick"])).tripSeconds, chain.QUICK_SECONDS)
+        self.assertEqual(chain.effort(chain.parse(["--quick", "--seconds", "3"])).streamSeconds, 3)
+        self.assertEqual(chain.effort(chain.parse([])).streamSeconds, chain.SECONDS)
+        self.patch(sys, "stderr", mock.Mock())
+        self.assertRaises(SystemExit, chain.parse, ["--only", "nobody"])
+
+
+class StreamTests(SynchronousTestCase):
+    """Round trips over TCP."""
+
+    def setUp(self) -> None:
+        if sys.platform != "linux":
+            raise self.skipTest("the load generator is for Linux")
+        self.echo = StreamEcho(Site())
+        self.addCleanup(self.echo.close)
+        self.source = StreamWay(Site(), self.echo.address).open()
+        self.addCleanup(self.source.close)
+
+    def test_roundTrips(self) -> None:
+        """All messages come back, each one whole, also if several arrive with one read."""
+        outcome = roundTrips(self.source, Load(64, 1000, 0.05))
+        self.assertEqual((outcome.damaged, outcome.delivered), (0, outcome.sent))
+        self.assertGreater(outcome.sent, 0)
+
+    def test_cut(self) -> None:
+        """A message of which a part has arrived waits for the rest of it."""
+        message = payload(1, 64, 0.0)
+        self.source.send(message[:40])
+        until(lambda: self.source._rest or self.source.receive(), "the first part", 5)
+        self.assertIsNone(self.source.receive())
+        self.source.send(message[40:])
+        answers: list[bytes] = []
+        until(lambda: answers or [answers.append(each) for each in (self.source.receive(),) if each], "the rest", 5)
+        self.assertEqual(answers, [message])
+
+
+class DirectionTests(SynchronousTestCase):
+    """One way of the wide-area link."""
+
+    def test_delay(self) -> None:
+        """A packet arrives when it has passed the slow part and travelled."""
+        way = Direction(delay=0.025, rate=1000.0, queue=500.0)
+        self.assertTrue(way.enter(b"x" * 100, 10.0))
+        self.assertAlmostEqual(way.next, 10.125)
+        self.assertEqual(way.leave(10.12), [])
+        self.assertEqual(way.leave(10.126), [b"x" * 100])
+        self.assertEqual(way.next, math.inf)
+
+    def test_rate(self) -> None:
+        """Packets that come together pass one after the other, in their order."""
+        way = Direction(delay=0.0, rate=1000.0, queue=500.0)
+        for letter in (b"a", b"b", b"c"):
+            way.enter(letter * 100, 0.0)
+        self.assertEqual(way.leave(0.201), [b"a" * 100, b"b" * 100])
+
+    def test_queue(self) -> None:
+        """What finds the queue full is dropped, and there is room again when some have passed."""
+        way = Direction(delay=0.0, rate=1000.0, queue=500.0)
+        self.assertEqual([way.enter(bytes(100), 0.0) for _ in range(8)], [True] * 6 + [False] * 2)
+        self.assertTrue(way.enter(bytes(100), 0.15))
+
+
 class L3Tests(SynchronousTestCase):
     """What is measured between two sites."""
 
@@ -477,29 +672,3 @@ class L3Tests(SynchronousTestCase):
         self.assertEqual(l3.parse(["--only", "ours-raw,routed"]).only, ["ours-raw", "routed"])
         self.patch(sys, "stderr", mock.Mock())
         self.assertRaises(SystemExit, l3.parse, ["--measure", "nonsense"])
-
-
-class DirectionTests(SynchronousTestCase):
-    """One way of the wide-area link."""
-
-    def test_delay(self) -> None:
-        """A packet arrives when it has passed the slow part and travelled."""
-        way = Direction(delay=0.025, rate=1000.0, queue=500.0)
-        self.assertTrue(way.enter(b"x" * 100, 10.0))
-        self.assertAlmostEqual(way.next, 10.125)
-        self.assertEqual(way.leave(10.12), [])
-        self.assertEqual(way.leave(10.126), [b"x" * 100])
-        self.assertEqual(way.next, math.inf)
-
-    def test_rate(self) -> None:
-        """Packets that come together pass one after the other, in their order."""
-        way = Direction(delay=0.0, rate=1000.0, queue=500.0)
-        for letter in (b"a", b"b", b"c"):
-            way.enter(letter * 100, 0.0)
-        self.assertEqual(way.leave(0.201), [b"a" * 100, b"b" * 100])
-
-    def test_queue(self) -> None:
-        """What finds the queue full is dropped, and there is room again when some have passed."""
-        way = Direction(delay=0.0, rate=1000.0, queue=500.0)
-        self.assertEqual([way.enter(bytes(100), 0.0) for _ in range(8)], [True] * 6 + [False] * 2)
-        self.assertTrue(way.enter(bytes(100), 0.15))

@@ -214,6 +214,9 @@ class End:
     def keep(self, most: int) -> None:
         """There is no kernel here."""
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        call()
+
     def abort(self) -> None:
         self.aborting = True
 

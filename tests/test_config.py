@@ -11,7 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.examples import EXAMPLES
 from udptunnel.config import (
+    FIFO,
     ROLES,
+    STREAM,
     EgressPlace,
     Forward,
     Inherited,
@@ -45,9 +47,13 @@ VALUES: list[tuple[type[Any], str, str, Any]] = [
     (ServerConfig, "egress", "socks5:[::1]:1080", EgressPlace(socks=Address("::1", 1080))),
     (ServerConfig, "egress", "socks5:ss.example:1080", EgressPlace(socks=Address("ss.example", 1080))),
     (ServerConfig, "egress", "pipe:/run/a:b", EgressPlace(pipe=PipePlace("/run/a:b"))),
-    (ServerConfig, "egress", "pipe-stream:exit", EgressPlace(pipe=PipePlace("exit", True))),
+    (ServerConfig, "egress", "pipe-stream:exit", EgressPlace(pipe=PipePlace("exit", STREAM))),
+    (ServerConfig, "egress", "pipe-fifo:/run/exit", EgressPlace(pipe=PipePlace("/run/exit", FIFO))),
+    (ServerConfig, "egress", "tun2socks:[::1]:1080", EgressPlace(tun2socks=Address("::1", 1080))),
     (Tun2socksConfig, "pipe", "exit", PipePlace("exit")),
-    (Tun2socksConfig, "pipe", "stream:/run/exit", PipePlace("/run/exit", True)),
+    (Tun2socksConfig, "pipe", "a:b", PipePlace("a:b")),
+    (Tun2socksConfig, "pipe", "fifo:exit", PipePlace("exit", FIFO)),
+    (Tun2socksConfig, "pipe", "stream:/run/exit", PipePlace("/run/exit", STREAM)),
     (ServerConfig, "maxPorts", "0", 0),
     (ServerConfig, "lookupTimeout", "60", 60.0),
 ]
@@ -63,7 +69,8 @@ WRONG: list[tuple[type[Any], str, str]] = [
     (LocalConfig, "passwordFile", ""),
     (ServerConfig, "egress", "indirect"),
     *((ServerConfig, "egress", text) for text in ("", "socks5:", "socks5:host", "socks5:host:0", "pipe:", "direct:x")),
-    *((Tun2socksConfig, "pipe", text) for text in ("", "stream:")),
+    *((ServerConfig, "egress", text) for text in ("pipe-fifo:", "tun2socks:", "tun2socks:host", "tun2socks:host:0")),
+    *((Tun2socksConfig, "pipe", text) for text in ("", "stream:", "fifo:")),
     (ServerConfig, "maxSessions", "0"),
 ]
 """Fields with a text that they refuse."""

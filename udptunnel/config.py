@@ -58,14 +58,18 @@ class Forward(NamedTuple):
         return f"{self.listen}={self.target}"
 
 
+MESSAGES, STREAM, FIFO = "", "stream", "fifo"
+"""Kinds of pipes: a Unix socket, of messages or else a stream, and two named pipes."""
+
+
 class PipePlace(NamedTuple):
-    """Where a pipe for packets is: a Unix socket, of messages or else a stream."""
+    """Where a pipe for packets is, and of which kind."""
 
     path: str
-    stream: bool = False
+    kind: str = MESSAGES
 
     def __str__(self) -> str:
-        return f"stream:{self.path}" if self.stream else self.path
+        return f"{self.kind}:{self.path}" if self.kind else self.path
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,15 @@ class EgressPlace:
 
     socks: Address | None = None
     pipe: PipePlace | None = None
+    tun2socks: Address | None = None
 
     def __str__(self) -> str:
+        if self.tun2socks is not None:
+            return f"tun2socks:{self.tun2socks}"
         if self.socks is not None:
             return f"socks5:{self.socks}"
         if self.pipe is not None:
-            return f"pipe-stream:{self.pipe.path}" if self.pipe.stream else f"pipe:{self.pipe.path}"
+            return f"pipe-{self.pipe}" if self.pipe.kind else f"pipe:{self.pipe}"
         return "direct"
 
 
@@ -173,19 +180,25 @@ def egress(text: str) -> EgressPlace:
     kind, _, place = text.partition(":")
     if text == "direct":
         return EgressPlace()
-    if kind == "socks5":
+    if kind in ("socks5", "tun2socks"):
         with suppress(ValueError):
-            return EgressPlace(socks=socksServer(place))
-    if kind in ("pipe", "pipe-stream") and place:
-        return EgressPlace(pipe=PipePlace(place, kind == "pipe-stream"))
-    raise ValueError("direct, socks5:HOST:PORT, pipe:PATH or pipe-stream:PATH")
+            server = socksServer(place)
+            return EgressPlace(socks=server) if kind == "socks5" else EgressPlace(tun2socks=server)
+    if kind in _PIPES and place:
+        return EgressPlace(pipe=PipePlace(place, _PIPES[kind]))
+    raise ValueError("direct, socks5:HOST:PORT, tun2socks:HOST:PORT, pipe:PATH, pipe-stream:PATH or pipe-fifo:PATH")
+
+
+_PIPES = {"pipe": MESSAGES, "pipe-stream": STREAM, "pipe-fifo": FIFO}
+"""What C{--egress} calls the kinds of pipes."""
 
 
 def pipe(text: str) -> PipePlace:
-    """PATH, or C{stream:PATH}."""
-    place = PipePlace(text.removeprefix("stream:"), text.startswith("stream:"))
+    """PATH, C{stream:PATH} or C{fifo:PATH}."""
+    kind, colon, path = text.partition(":")
+    place = PipePlace(path, kind) if colon and kind in (STREAM, FIFO) else PipePlace(text)
     if not place.path:
-        raise ValueError("PATH, or stream:PATH")
+        raise ValueError("PATH, stream:PATH or fifo:PATH")
     return place
 
 
@@ -394,7 +407,8 @@ class ServerConfig:
         egress,
         "HOW",
         "How targets are reached: direct, from this machine; socks5:HOST:PORT, by a SOCKS5 server; pipe:PATH, as IP "
-        "packets over a Unix socket, to tun2socks --pipe; pipe-stream:PATH, the same over a stream.",
+        "packets over a Unix socket, to tun2socks --pipe; pipe-stream:PATH, the same over a stream; pipe-fifo:PATH, "
+        "over two named pipes; tun2socks:HOST:PORT, to a tun2socks in this process, before a SOCKS5 server.",
     )
     allow: tuple[str, ...] = option((), anyText, "CIDR", "Allow targets in this network, even if it is private.")
     deny: tuple[str, ...] = option((), anyText, "CIDR", "Refuse targets in this network.")
@@ -492,7 +506,8 @@ class Tun2socksConfig:
         None,
         pipe,
         "PATH",
-        "Instead of a TUN, the socket of udp-server --egress pipe:PATH; stream:PATH: of pipe-stream.",
+        "Instead of a TUN, the socket of udp-server --egress pipe:PATH; stream:PATH: of pipe-stream; fifo:PATH: of "
+        "pipe-fifo.",
     )
     netifIpaddr: str = option(
         "10.0.85.1", host4, "A", "An IPv4 address beside the TUN's own, as that of the router behind it; nobody has it."

@@ -34,6 +34,8 @@ class MemoryCarrier:
     @ivar full: whether the path takes no more for now.
     @ivar writes: the buffers of each write, joined.
     @ivar kept: how much the kernel was told to keep at most, each time.
+    @ivar patient: whether what is to be called later waits in C{calls}; if not, it is called at once.
+    @ivar calls: after how many seconds what is to be called.
     """
 
     def __init__(self) -> None:
@@ -41,6 +43,8 @@ class MemoryCarrier:
         self.writes: list[bytes] = []
         self.closed = self.aborted = False
         self.kept: list[int] = []
+        self.patient = False
+        self.calls: list[tuple[float, Callable[[], None]]] = []
         self._taken = 0
 
     def write(self, buffers: Sequence[Buffer]) -> bool:
@@ -51,6 +55,12 @@ class MemoryCarrier:
 
     def keep(self, most: int) -> None:
         self.kept.append(most)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        if self.patient:
+            self.calls.append((seconds, call))
+        else:
+            call()
 
     def close(self) -> None:
         self.closed = True

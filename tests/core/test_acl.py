@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -96,8 +97,11 @@ def candidates() -> Iterator[str]:
 
 
 def run(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # -S leaves site-packages out, and with them Twisted.
-    return subprocess.run([path, "-S", "-B", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    # -S leaves site-packages out, and with them Twisted; where to look for modules is not the same for every version.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        [path, "-S", "-B", *arguments], cwd=ROOT, env=own, capture_output=True, text=True, timeout=120
+    )
 
 
 class AccessRulesTests(SynchronousTestCase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import given, settings
@@ -642,6 +643,72 @@ class HeartbeatTests(SynchronousTestCase):
         arrived = len(packWelcome(SOME)) + len(pong(0, 0)) + len(ping(0))
         feed(link, ping(12345))
         self.assertEqual(carrier.take(), pong(12345, arrived))
+
+    def talk(self, **limits: Any) -> tuple[LocalLink, MemoryCarrier, Callable[[float], None]]:
+        """A link that has sent a burst at 1.0, what it writes from then on, and what sends another at a time."""
+        link, carrier = makeUp(**limits)
+        association = makeAssociation()
+
+        def send(now: float) -> None:
+            link.offer([makeParcel(association)], now)
+
+        send(1.0)
+        carrier.take()
+        carrier.patient = True
+        return link, carrier, send
+
+    def test_answerGoesWithBurst(self) -> None:
+        """While bursts are sent, an answer goes with the next one, and then no more alone."""
+        link, carrier, send = self.talk()
+        writes = len(carrier.writes)
+        feed(link, ping(777), 1.01)
+        self.assertEqual(len(carrier.writes), writes)
+        send(1.012)
+        self.assertEqual(len(carrier.writes), writes + 1)
+        frames = carrier.takeFrames()
+        self.assertEqual(kinds(frames), [0, PONG])
+        self.assertEqual([unpackPong(body)[0] for body in bodies(frames, PONG)], [777])
+        ((_, call),) = carrier.calls
+        call()
+        self.assertEqual(carrier.take(), b"")
+
+    def test_answerWithoutBurst(self) -> None:
+        """If none is sent, it goes alone a little later: once, and the newest of those that wait."""
+        link, carrier, _ = self.talk()
+        for moment in (777, 778):
+            feed(link, ping(moment), 1.01)
+        ((seconds, call),) = carrier.calls
+        self.assertLessEqual(seconds, 0.005)
+        self.assertEqual(carrier.take(), b"")
+        call()
+        call()
+        self.assertEqual([unpackPong(body)[0] for body in bodies(carrier.takeFrames(), PONG)], [778])
+
+    def test_answerAtOnce(self) -> None:
+        """It does not wait if the last burst was long ago, or if the other end may wait for it with a short delay."""
+        for limits, now in (({}, 1.06), ({"delay": 0.02}, 1.01)):
+            link, carrier, _ = self.talk(**limits)
+            feed(link, ping(777), now)
+            self.assertEqual([unpackPong(body)[0] for body in bodies(carrier.takeFrames(), PONG)], [777])
+            self.assertEqual(carrier.calls, [])
+
+    def test_answerBesideQueue(self) -> None:
+        """It does not wait behind bursts that wait themselves: the other end's answers make room for them."""
+        link, carrier, _ = self.talk()
+        link.offer([makeParcel(makeAssociation(), bytes(60000))] * 5, 1.005)
+        self.assertTrue(link.queue)
+        carrier.take()
+        feed(link, ping(777), 1.01)
+        self.assertEqual([unpackPong(body)[0] for body in bodies(carrier.takeFrames(), PONG)], [777])
+
+    def test_answerAfterEnd(self) -> None:
+        """An answer that waits when the connection is lost, or full, is not written alone."""
+        link, carrier, _ = self.talk()
+        feed(link, ping(777), 1.01)
+        ((_, call),) = carrier.calls
+        link.connectionLost(1.011)
+        call()
+        self.assertEqual(carrier.take(), b"")
 
     def test_countsAgree(self) -> None:
         """What one end has sent is what the other has counted: nothing stays in flight."""

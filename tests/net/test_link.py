@@ -335,6 +335,20 @@ class SocketCarrierTests(CarrierMixin, SynchronousTestCase):
         _, transport, _ = self.connect()
         self.assertTrue(transport.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
+    def test_later(self) -> None:
+        """A call waits for its time, and a second one waits in its place; when the connection is gone none is made."""
+        protocol, transport, _ = self.connect()
+        called: list[int] = []
+        for number in (1, 2):
+            protocol.link.carrier.later(0.005, lambda number=number: called.append(number))
+        self.reactor.advance(0.004)
+        self.assertEqual(called, [])
+        self.reactor.advance(0.001)
+        self.assertEqual(called, [2])
+        protocol.link.carrier.later(0.005, lambda: called.append(3))
+        transport.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual((called, self.reactor.getDelayedCalls()), ([2], []))
+
     def test_choice(self) -> None:
         """Only a plain TCP transport is gone around."""
         other: Any = MortalTransport()
@@ -345,6 +359,13 @@ class TransportCarrierTests(CarrierMixin, SynchronousTestCase):
     """L{TransportCarrier}."""
 
     kind = TransportCarrier
+
+    def test_later(self) -> None:
+        """Where the transport has no clock, nothing waits."""
+        protocol, _, _ = self.connect()
+        called: list[int] = []
+        protocol.link.carrier.later(0.005, lambda: called.append(1))
+        self.assertEqual(called, [1])
 
 
 class LinkProtocolTests(SynchronousTestCase):

@@ -249,6 +249,7 @@ class StreamTests(PipeTests):
         @given(st.lists(st.integers(0, len(whole)), max_size=5))
         def holds(cuts: list[int]) -> None:
             here, there = socket.socketpair(socket.AF_UNIX)
+            there.setblocking(False)
             received = RecordingPackets()
             lost: list[Any] = []
             port = StreamPort(self.reactor, there, received, Counters(), lost.append)
@@ -269,6 +270,7 @@ class StreamTests(PipeTests):
     def test_byteByByte(self) -> None:
         """Byte by byte, too."""
         here, there = socket.socketpair(socket.AF_UNIX)
+        there.setblocking(False)
         self.addCleanup(here.close)
         received = RecordingPackets()
         port = StreamPort(self.reactor, there, received, Counters(), lambda port: None)

@@ -18,7 +18,7 @@ from tests.net.test_packetpipe import hasMessages
 from tests.services.tunnel import NoNames, TunnelTestCase
 from tests.tap.test_local import ROOT
 from tests.waiting import until
-from udptunnel.config import EgressPlace, PipePlace, ServerConfig, Tun2socksConfig
+from udptunnel.config import FIFO, MESSAGES, STREAM, EgressPlace, PipePlace, ServerConfig, Tun2socksConfig
 from udptunnel.errors import ConfigError
 from udptunnel.net import gateway as gateway_module
 from udptunnel.net.dial import Proxy
@@ -170,10 +170,10 @@ class ExitTests(TunnelTestCase):
     @needs("Unix sockets")
     async def test_pipe(self) -> None:
         """Through a pipe; either end may come first."""
-        for stream in (True, False):
-            if not stream:
+        for kind in (STREAM, FIFO, MESSAGES):
+            if not kind:
                 self.needsMessages()
-            place = PipePlace(os.path.relpath(self.mktemp()), stream)
+            place = PipePlace(os.path.relpath(self.mktemp()), kind)
             os.makedirs(os.path.dirname(place.path), exist_ok=True)
             tun = self.tun(place=place)
             tun.startService()
@@ -195,6 +195,34 @@ class ExitTests(TunnelTestCase):
         local = self.startLocal(server, self.echo())
         await self.assertEchoes(self.entry(local))
         self.assertEqual(server.report()["egress"], "pipe joint")
+
+    async def test_egress(self) -> None:
+        """C{--egress tun2socks} does the same: udp-server makes its own, with the options for the SOCKS5 server."""
+        self.needsMessages()
+        server = self.run_(self.startExit(egress=EgressPlace(tun2socks=self.proxy)))
+        tun = server.tun2socks
+        assert tun is not None
+        self.assertTrue(tun.running)
+        await self.assertEchoes(self.entry(self.startLocal(server, self.echo())))
+        self.assertEqual(server.report()["tun2socks"]["udp"]["associations"], 1)
+        await maybeDeferred(server.stopService)
+        self.assertFalse(tun.running)
+
+    async def test_egressReloaded(self) -> None:
+        """Its password is read again with the others; a file that is not there changes nothing."""
+        self.needsMessages()
+        name = self.mktemp()
+        Path(name).write_text("old", encoding="utf-8")
+        place = EgressPlace(tun2socks=self.proxy)
+        server = self.startExit(egress=place, egressUser="alice", egressPasswordFile=name)
+        socks = server.tun2socks.udp  # type: ignore[union-attr]
+        self.assertEqual(socks.proxy, Proxy(self.proxy, "alice", "old"))  # type: ignore[attr-defined]
+        Path(name).write_text("new", encoding="utf-8")
+        server.reload(server.config)
+        self.assertEqual(socks.proxy.password, "new")  # type: ignore[attr-defined]
+        os.unlink(name)
+        self.assertRaises(ConfigError, server.reload, server.config)
+        await maybeDeferred(server.stopService)
 
     async def test_tac(self) -> None:
         """The .tac file makes both roles, which are joined."""

@@ -12,10 +12,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.l3 import ALICE4, BEHIND_A, BEHIND_B, BOB4, FOUR, KEY, headerSum, life, plain, udpPacket
 from udptunnel.config import L3Config, fill
+from udptunnel.core.l3way import Message
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.datagrams import DatagramPort
 from udptunnel.net.testing import PortReactor, RecordingLink
-from udptunnel.services.l3 import LOOKS, RETRY_SECONDS, TICK_SECONDS, USUAL_MTU, L3Service, readKey
+from udptunnel.services.l3 import LOOKS, RETRY_SECONDS, TICK_SECONDS, USUAL_MTU, L3Service
+from udptunnel.services.l3options import readKey
 from udptunnel.services.l3outer import LinkOuter, UdpOuter
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import Burst, split
@@ -326,6 +328,7 @@ class LifeTests(ServiceTestCase):
         system.setups.wrong = "--setup: it can not be done"
         self.assertIn("it can not be done", str(self.assertRaises(ListenError, service.startService)))
         self.assertEqual((self.portOf(service).fileno(), self.reactor.getReaders()), (-1, []))
+        self.assertFalse(system.injector.isOpen)
 
     def test_pathMtu(self) -> None:
         """The longest packet is what fits the path, as it is now; unless it was given."""
@@ -376,5 +379,7 @@ class LinkTests(ServiceTestCase):
         association.outlet.send(target, 40, bytes(40))
         self.assertEqual(service.counters.dropped, {"stranger": 1})
         self.assertEqual([len(each) for each in split(size, payload)], [68])
+        outer.send([Message(target, 1400, bytes(47 * 1400))])
+        self.assertEqual([len(parcel[3]) for parcel in link.parcels[1:]], [46 * 1400, 1400])
         outer.stop()
         self.assertEqual(len(local.session.associations), 0)

@@ -47,6 +47,7 @@ class Program:
     One process, and what it says.
 
     @ivar process: the process; C{ip netns exec} has made way for the program.
+    @ivar words: its command line.
     """
 
     def __init__(self, namespace: Namespace, log: Path, *words: str, stdin: int = subprocess.DEVNULL) -> None:
@@ -55,6 +56,7 @@ class Program:
         """
         self.namespace = namespace
         self.log = log
+        self.words = words
         with open(log, "wb") as file:
             self.process = subprocess.Popen(
                 namespace.command(*words),
@@ -151,8 +153,12 @@ class SystemTestCase(TakesTurns, SynchronousTestCase):
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir(parents=True)
         self._started: list[Program] = []
-        self.network = Network()
+        self.network = self.makeNetwork()
         self.addCleanup(self.network.remove)
+
+    def makeNetwork(self) -> Any:
+        """The namespaces of a test."""
+        return Network()
 
     def run(self, result: Any) -> Any:
         """Show what the programs said, if the test fails."""

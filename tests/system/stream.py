@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,11 @@ LEAST = _HEAD.size
 FILLING = bytes(range(256)) * 256
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35
 LARGEST = 65535
+
+LOST_SECONDS = 3.0
+"""What has not come back in so long a silence is lost."""
+
+PAUSE_SECONDS, TELL_SECONDS = 0.02, 10.0
 
 Endpoint = tuple[str, int]
 
@@ -76,6 +82,11 @@ class Arrivals:
     def since(self, moment: float) -> list[Arrival]:
         """What has arrived since then."""
         return [each for each in list(self.all) if each.at >= moment]
+
+    @property
+    def last(self) -> float:
+        """When the last one has arrived."""
+        return self.all[-1].at if self.all else 0.0
 
     @property
     def numbers(self) -> list[int]:
@@ -136,18 +147,25 @@ class Stream(threading.Thread):
         target: Endpoint,
         rate: float = 500,
         size: int = 200,
+        source: str = "",
+        window: int = 1 << 30,
+        most: int = 1 << 62,
     ) -> None:
         """
         @param entry: where the application sends.
         @param target: what the target is bound to.
+        @param source: the application's address, if it is not loopback.
+        @param window: how many may be under way; what was sent before something that has come back counts no more.
+        @param most: how many it sends at all.
         """
         super().__init__(daemon=True)
         self.far, self.near = Arrivals(), Arrivals()
         self.sent = 0
         self._application, self._target = (
-            open_(application, "::1" if ":" in entry[0] else "127.0.0.1"),
+            open_(application, source or ("::1" if ":" in entry[0] else "127.0.0.1")),
             open_(far, *target),
         )
+        self._window, self._most, self._settled = window, most, 0
         self._entry, self._rate, self._size = entry, rate, size
         self._over = threading.Event()
         self._begin = time.monotonic()
@@ -156,12 +174,39 @@ class Stream(threading.Thread):
     def run(self) -> None:
         descriptors = [self._application, self._target]
         while not self._over.is_set():
-            wait = self._begin + self.sent / self._rate - time.monotonic()
+            wait = self._wait()
             if wait <= 0:
                 self._application.sendto(pack(self.sent, time.monotonic(), self._size), self._entry)
                 self.sent += 1
             for ready in select.select(descriptors, [], [], max(0.0, wait))[0]:
                 self._receive(ready)
+
+    def _wait(self) -> float:
+        """Seconds until the next one may go."""
+        if self.sent >= self._most:
+            return PAUSE_SECONDS
+        if self.sent - self._settled >= self._window:
+            if time.monotonic() - max(self._begin, self.near.last) > LOST_SECONDS:
+                # Whatever is under way will not come any more.
+                self._settled = self.sent
+            return PAUSE_SECONDS
+        return self._begin + self.sent / self._rate - time.monotonic()
+
+    def await_(self, count: int, say: Callable[[str], None]) -> None:
+        """
+        Wait until so many have come back, or no more come.
+
+        @param say: told each ten seconds how many it were.
+        """
+        told = time.monotonic()
+        while len(self.near.all) < count:
+            time.sleep(0.01)
+            now = time.monotonic()
+            if self.sent >= count and now - self.near.last > LOST_SECONDS:
+                return
+            if now - told >= TELL_SECONDS:
+                told = now
+                say(f"  {self.sent} sent, {len(self.near.all)} are back")
 
     def _receive(self, ready: socket.socket) -> None:
         try:
@@ -169,7 +214,8 @@ class Stream(threading.Thread):
         except OSError:
             return
         if ready is self._application:
-            self.near.add(datagram, source, waited)
+            number = self.near.add(datagram, source, waited)
+            self._settled = max(self._settled, -1 if number is None else number + 1)
         elif (number := self.far.add(datagram, source, waited)) is not None:
             ready.sendto(pack(number, time.monotonic(), len(datagram)), source)
 

@@ -90,7 +90,11 @@ class ViaTests(CarrierTestCase):
 
 
 class ShadowsocksTests(CarrierTestCase):
-    """Links through shadowsocks-libev; udp-server listens at loopback only."""
+    """
+    Links through shadowsocks-libev; udp-server listens at loopback only.
+
+    Without simple-obfs on the wire that is flow 2 of L{tests.system.test_chain}.
+    """
 
     programs = "ss-local", "ss-server", "ss-tunnel", "obfs-local", "obfs-server"
 
@@ -98,23 +102,13 @@ class ShadowsocksTests(CarrierTestCase):
         super().setUp()
         self.startServer(host=LOOPBACK)
 
-    def test_local(self) -> None:
-        """With --via, a link goes through ss-local."""
-        self.startShadowsocks("ss-local", CARRIER)
-        self.assertCarried("--via", f"{LOOPBACK}:{CARRIER}")
-
     def test_localObfuscated(self) -> None:
-        """The same with simple-obfs on the wire."""
+        """With --via, a link goes through ss-local and simple-obfs."""
         self.startShadowsocks("ss-local", CARRIER, obfs="http")
         self.assertCarried("--via", f"{LOOPBACK}:{CARRIER}")
 
-    def test_tunnel(self) -> None:
-        """ss-tunnel is a server like any other."""
-        self.startShadowsocks("ss-tunnel", LINK, "-L", f"{LOOPBACK}:{LINK}")
-        self.assertCarried()
-
     def test_tunnelObfuscated(self) -> None:
-        """The same with simple-obfs on the wire."""
+        """ss-tunnel is a server like any other."""
         self.startShadowsocks("ss-tunnel", LINK, "-L", f"{LOOPBACK}:{LINK}", obfs="tls")
         self.assertCarried()
 

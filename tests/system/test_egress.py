@@ -13,7 +13,7 @@ import time
 
 from tests.system.clients import LARGEST, Echo, SocksClient, open_
 from tests.system.namespaces import Namespace, Network
-from tests.system.programs import ECHO, FORWARD, REPOSITORY, TWISTD, Program, SystemTestCase, until
+from tests.system.programs import ECHO, FORWARD, LINK, REPOSITORY, TWISTD, Program, SystemTestCase, until
 from tests.system.test_restart import Pulse
 from tests.system.tunnelled import CLOSED, DANTE, DEVICE, PROXY, ROUTES, TunnelledTestCase
 from udptunnel.net.tun import IFF_NO_PI, IFF_TUN, LinuxSystem
@@ -55,14 +55,27 @@ class EgressTestCase(SystemTestCase):
         file.write_text(DANTE)
         return self.start(self.network.server, "danted", "-f", str(file)).listens(PROXY)
 
-    def startTun(self, *options: str, proxy: str = f"{LOOPBACK}:{PROXY}") -> Program:
+    def launchTun(self, proxy: str = f"{LOOPBACK}:{PROXY}") -> Program:
         """tun2socks, beside udp-server."""
-        words = "--pipe", str(self.pipe), "--socks-server-addr", proxy, "--udp-idle", "300", *options
-        return self.start(self.network.server, *TWISTD, "tun2socks", *words).says("tun2socks: pipe")
+        words = "--pipe", str(self.pipe), "--socks-server-addr", proxy, "--udp-idle", "300"
+        return self.start(self.network.server, *TWISTD, "tun2socks", *words)
 
     def startPiped(self) -> Program:
         """udp-server that sends packets."""
         return self.startServer("--egress", f"pipe:{self.pipe}")
+
+    # -- both ends
+
+    def launchLocal(self) -> Program:
+        """udp-local, which waits for the server."""
+        server = f"tcp:{Network.atServer[0]}:{LINK}"
+        return self.start(self.network.client, *TWISTD, "udp-local", "--server", server)
+
+    def startAll(self, *options: str) -> None:
+        """Both ends; they start at the same time."""
+        local = self.launchLocal()
+        self.startServer(*options)
+        local.says("is up")
 
     # -- flows
 
@@ -124,7 +137,11 @@ class SocksTests(EgressTestCase):
     programs = "ss-local", "ss-server", "danted"
 
     def test_shadowsocks(self) -> None:
-        """Through ss-local and ss-server, names as names; udp-server itself has no port towards the target."""
+        """
+        Through ss-local and ss-server, names as names; udp-server itself has no port towards the target.
+
+        The cone is as full as the SOCKS5 server's.
+        """
         self.start(
             self.network.target,
             *("dnsmasq", "--no-daemon", f"--listen-address={TARGET}", "--bind-interfaces", "--no-resolv"),
@@ -132,24 +149,10 @@ class SocksTests(EgressTestCase):
         ).listens(53, "udp")
         self.startSsServer()
         self.startSsLocal()
-        self.startServer("--egress", f"socks5:{LOOPBACK}:{PROXY}")
-        self.startLocal().says("is up")
+        self.startAll("--egress", f"socks5:{LOOPBACK}:{PROXY}")
         self.assertCarried(names="www.tunnel.test")
-
-    def test_cone(self) -> None:
-        """The cone is as full as the SOCKS5 server's."""
-        self.startSsServer()
-        self.startSsLocal()
-        self.startServer("--egress", f"socks5:{LOOPBACK}:{PROXY}")
-        self.startLocal().says("is up")
+        self.echo.received.clear()
         self.assertCone()
-
-    def test_dante(self) -> None:
-        """Through Dante."""
-        self.startDante()
-        self.startServer("--egress", f"socks5:{Network.atServer[0]}:{PROXY}")
-        self.startLocal().says("is up")
-        self.assertLongCarried()
 
     def test_restarted(self) -> None:
         """Each program is killed and started again under traffic; whatever comes last, the flow is back soon."""
@@ -168,13 +171,14 @@ class SocksTests(EgressTestCase):
         self.startServer("--egress", f"socks5:{LOOPBACK}:{PROXY}")
         self.assertBeats("although udp-server is back")
 
-    def test_danteRestarted(self) -> None:
-        """Dante, which keeps a control connection for each association, is killed and started again."""
+    def test_dante(self) -> None:
+        """Through Dante, which keeps a control connection for each association, and is killed and started again."""
         dante = self.startDante()
-        self.startServer("--egress", f"socks5:{Network.atServer[0]}:{PROXY}")
         self.startPulse()
+        self.startServer("--egress", f"socks5:{Network.atServer[0]}:{PROXY}")
+        self.assertBeats("at first")
+        self.assertLongCarried()
         for _ in range(2):
-            self.assertBeats("at first")
             self.assertDies(dante)
             dante = self.startDante()
             self.assertBeats("although Dante is back")
@@ -189,10 +193,10 @@ class PipeTests(EgressTestCase):
         """Datagrams of all sizes, in packets; the cone is full; the socket is for our own user alone."""
         self.startSsServer()
         self.startSsLocal()
-        self.startPiped()
+        tun = self.launchTun()
+        self.startAll("--egress", f"pipe:{self.pipe}")
         self.assertEqual(stat.S_IMODE(self.pipe.stat().st_mode), 0o600)
-        self.startTun().says("the other end is there")
-        self.startLocal().says("is up")
+        tun.says("the other end is there")
         self.assertCarried()
         self.echo.received.clear()
         self.assertCone()
@@ -200,9 +204,8 @@ class PipeTests(EgressTestCase):
     def test_long(self) -> None:
         """Long datagrams, each in one packet, and through Dante."""
         self.startDante()
-        self.startTun(proxy=f"{Network.atServer[0]}:{PROXY}")
-        self.startPiped()
-        self.startLocal().says("is up")
+        self.launchTun(proxy=f"{Network.atServer[0]}:{PROXY}")
+        self.startAll("--egress", f"pipe:{self.pipe}")
         until(lambda: self.echoes(), "nothing comes through")
         self.assertLongCarried()
 
@@ -216,36 +219,32 @@ class PipeTests(EgressTestCase):
             return True
         return False
 
-    def test_stream(self) -> None:
-        """Over a stream, too, and without TCP."""
+    def test_otherKinds(self) -> None:
+        """Over a stream, and over named pipes, which outlive who made them, too; what was made is gone in the end."""
         self.startSsServer()
         self.startSsLocal()
-        self.startServer("--egress", f"pipe-stream:{self.pipe}")
-        words = "--pipe", f"stream:{self.pipe}", "--socks-server-addr", f"{LOOPBACK}:{PROXY}", "--stack", "none"
-        self.start(self.network.server, *TWISTD, "tun2socks", *words).says("the other end is there")
-        self.startLocal().says("is up")
+        local = self.launchLocal()
+        for program in self.assertCarriedOver("stream", local):
+            program.stop()
+        server, tun = self.assertCarriedOver("fifo", local)
+        server.kill()
+        server = self.startServer("--egress", f"pipe-fifo:{self.pipe}")
+        tun.says("the other end is there", times=2)
+        local.says("is up", times=3)
         self.assertCarried()
+        server.stop()
+        self.assertEqual(list(self.folder.glob("exit.pipe*")), [])
 
-    def test_restarted(self) -> None:
-        """Each program is killed and started again under traffic, in turn; whoever comes first waits."""
-        self.startPulse()
-        tun = self.startTun()
-        server = self.startPiped()
-        local = self.startSsLocal()
-        far = self.startSsServer()
-        self.assertBeats("although the last one has come")
-        self.assertDies(tun)
-        tun = self.startTun()
-        self.assertBeats("although tun2socks is back")
-        self.assertDies(server)
-        server = self.startPiped()
-        self.assertBeats("although udp-server is back")
-        self.assertDies(local)
-        self.startSsLocal()
-        self.assertBeats("although ss-local is back")
-        self.assertDies(far)
-        self.startSsServer()
-        self.assertBeats("although ss-server is back")
+    def assertCarriedOver(self, kind: str, local: Program) -> tuple[Program, Program]:
+        """Datagrams go through a pipe of a kind; both ends of it, which udp-local has found."""
+        before = local.said.count("is up")
+        words = "--pipe", f"{kind}:{self.pipe}", "--socks-server-addr", f"{LOOPBACK}:{PROXY}", "--stack", "none"
+        tun = self.start(self.network.server, *TWISTD, "tun2socks", *words)
+        server = self.startServer("--egress", f"pipe-{kind}:{self.pipe}")
+        tun.says("the other end is there")
+        local.says("is up", times=before + 1)
+        self.assertCarried()
+        return server, tun
 
     def test_serverFirst(self) -> None:
         """udp-server may come first, and both may be killed."""
@@ -253,12 +252,13 @@ class PipeTests(EgressTestCase):
         self.startSsLocal()
         self.startPulse()
         server = self.startPiped()
-        tun = self.startTun()
+        tun = self.launchTun().says("the other end is there")
         self.assertBeats("at first")
         self.assertDies(server)
         tun.kill()
+        tun = self.launchTun()
         self.startPiped()
-        self.startTun()
+        tun.says("the other end is there")
         self.assertBeats("although both are back")
 
     def test_tac(self) -> None:
@@ -272,8 +272,9 @@ class PipeTests(EgressTestCase):
         self.assertIn(listen, source)
         tac = self.folder / "exit-gateway.tac"
         tac.write_text(source.replace(listen, f'"tcp:3456:interface={Network.atServer[0]}", {rules}'))
+        local = self.launchLocal()
         program = self.start(self.network.server, *TWISTD, "-y", str(tac)).listens(3456)
-        self.startLocal().says("is up")
+        local.says("is up")
         self.assertCarried()
         self.assertCalm(program)
 

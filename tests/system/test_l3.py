@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import unittest
 from pathlib import Path
 
 from tests.system.namespaces import Namespace, run
@@ -71,18 +70,13 @@ class L3TestCase(SystemTestCase):
     programs = "ping", "nft", "tcpdump"
 
     def setUp(self) -> None:
-        if os.geteuid():
-            raise unittest.SkipTest("network namespaces need root")
-        for name in ("ip", *self.programs):
-            if shutil.which(name) is None:
-                raise unittest.SkipTest(f"{name} is not installed")
-        self.folder = Path(self.mktemp()).absolute()
-        self.folder.mkdir(parents=True)
-        self._started: list[Program] = []
-        self.sites = Sites()
-        self.addCleanup(self.sites.remove)
+        super().setUp()
+        self.sites = self.network
         self.key = self.folder / "tunnel.key"
         self.key.write_bytes(subprocess.run([*UDPTUNNEL, "genkey"], capture_output=True, check=True).stdout)
+
+    def makeNetwork(self) -> Sites:
+        return Sites()
 
     def startEnd(self, namespace: Namespace, networks: tuple[str, str], *words: str) -> Program:
         """Start one end."""
@@ -254,6 +248,8 @@ class PacketTests(L3TestCase):
 
 class RecoveryTests(L3TestCase):
     """Packets go through again within five seconds, whatever has happened."""
+
+    alone = True
 
     def assertBack(self, what: str, namespace: Namespace, host: str) -> None:
         """Ping until there is a reply."""

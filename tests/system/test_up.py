@@ -15,6 +15,7 @@ from tests.system.namespaces import Namespace, Network, run
 from tests.system.programs import ECHO, FORWARD, LINK, REPOSITORY, SystemTestCase, until
 from tests.system.test_carriers import CarrierTestCase
 from tests.system.test_restart import LOOPBACK, Pulse
+from tests.system.traffic import Application
 from tests.system.tunnelled import wiring
 from tests.test_docs import blocks, read
 
@@ -42,7 +43,7 @@ class UpTestCase(SystemTestCase):
         self.sides = {"client": self.network.client, "exit": self.network.server}
         self.wirings = {side: self.settledWiring(namespace) for side, namespace in self.sides.items()}
         for side in self.sides:
-            self.addCleanup(self.command, "down", side)
+            self.addCleanup(self.downIfUp, side)
 
     def settledWiring(self, namespace: Namespace) -> str:
         """All that there is, once the kernel has given each wire its link-local address."""
@@ -57,30 +58,40 @@ class UpTestCase(SystemTestCase):
         (self.folder / "client.toml").write_text(client.replace(FAR, Network.atServer[0]))
         (self.folder / "exit.toml").write_text(allowed)
 
-    def command(self, command: str, side: str) -> subprocess.CompletedProcess[str]:
-        """Run C{udptunnel} in the namespace of a side."""
-        words = *UDPTUNNEL, command, "--run-dir", "run", f"{side}.toml"
-        return subprocess.run(
-            self.sides[side].command(*words),
+    def command(self, command: str, *sides: str) -> list[str]:
+        """Run C{udptunnel} in the namespaces of some sides, at the same time; what it has said at each of them."""
+        running = {side: self._launch(command, side) for side in sides}
+        ended = {side: (*each.communicate(timeout=60), each.returncode) for side, each in running.items()}
+        for side, (_, complaint, status) in ended.items():
+            self.assertEqual(status, 0, complaint + self.log(side))
+        return [said for said, _, _ in ended.values()]
+
+    def _launch(self, command: str, side: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.sides[side].command(*UDPTUNNEL, command, "--run-dir", "run", f"{side}.toml"),
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
         )
 
-    def up(self, side: str) -> str:
-        done = self.command("up", side)
-        self.assertEqual(done.returncode, 0, done.stderr + self.log(side))
-        return done.stdout
+    def up(self, *sides: str) -> list[str]:
+        """Bring sides up."""
+        return self.command("up", *sides)
 
-    def down(self, side: str) -> None:
-        """Take a side down: no process, route, rule or device of it is left."""
-        done = self.command("down", side)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(processes(self.sides[side]), {})
-        self.assertEqual(wiring(self.sides[side]), self.wirings[side])
-        self.assertNotIn("Traceback", self.log(side))
+    def downIfUp(self, side: str) -> None:
+        """Take down what a test that has failed has left."""
+        if (self.folder / "run" / f"{side}.pid").exists():
+            self.command("down", side)
+
+    def down(self, *sides: str) -> None:
+        """Take sides down: no process, route, rule or device of them is left."""
+        self.command("down", *sides)
+        for side in sides:
+            self.assertEqual(processes(self.sides[side]), {})
+            self.assertEqual(wiring(self.sides[side]), self.wirings[side])
+            self.assertNotIn("Traceback", self.log(side))
 
     def log(self, side: str) -> str:
         file = self.folder / "run" / f"{side}.log"
@@ -112,7 +123,9 @@ class WholeTests(UpTestCase):
 
     def pulse(self) -> Pulse:
         """Datagrams that go into the TUN all the time."""
-        udp = open_(self.network.client, Network.atClient[0])
+        with self.network.client.entered():
+            udp = Application(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind((Network.atClient[0], 0))
         self.addCleanup(udp.close)
         pulse = Pulse(udp, (Network.atTarget[0], ECHO))
         self.addCleanup(pulse.stop)
@@ -122,33 +135,15 @@ class WholeTests(UpTestCase):
         now = time.monotonic()
         until(lambda: pulse.last > now, f"no echo, {what}", seconds)
 
-    def test_upAndDown(self) -> None:
-        """Two commands bring a datagram through, in either order, and two others leave nothing behind."""
-        for order in (("exit", "client"), ("client", "exit")):
-            said = {side: self.up(side) for side in order}
-            self.assertRegex(said["client"], r"(?m)^tun2socks +is up$")
-            self.assertRegex(said["exit"], r"(?m)^ss-server +runs, process \d+$")
-            with open_(self.network.client, Network.atClient[0]) as udp:
-                udp.settimeout(1)
-                self.assertEqual(self.ask_(udp, b"hello"), b"hello")
-            for side in order:
-                self.down(side)
+    def test_together(self) -> None:
+        """
+        Two commands at the same time bring a datagram through, and two others leave nothing behind.
 
-    def ask_(self, udp: object, payload: bytes) -> bytes:
-        """Ask the target until it answers: the sides may not have found each other yet."""
-
-        def answered() -> bytes:
-            try:
-                return exchange(udp, (Network.atTarget[0], ECHO), payload)  # type: ignore[arg-type]
-            except TimeoutError:
-                return b""
-
-        return until(answered, "the target does not answer", SETTLED_SECONDS)  # type: ignore[no-any-return]
-
-    def test_killed(self) -> None:
-        """Each program of the chain is killed under traffic; datagrams come again soon."""
-        self.up("exit")
-        self.up("client")
+        Each program of the chain is killed under traffic meanwhile; datagrams come again soon.
+        """
+        exit_, client = self.up("exit", "client")
+        self.assertRegex(client, r"(?m)^tun2socks +is up$")
+        self.assertRegex(exit_, r"(?m)^ss-server +runs, process \d+$")
         pulse = self.pulse()
         self.assertBeats(pulse, "at first", SETTLED_SECONDS)
         for side, name in (
@@ -162,24 +157,27 @@ class WholeTests(UpTestCase):
             self.assertBeats(pulse, f"although {name} was only killed")
             self.assertNotEqual(processes(self.sides[side])[name], before.get(name))
         pulse.stop()
-        self.down("client")
-        self.down("exit")
+        self.down("exit", "client")
 
-    def test_killedItself(self) -> None:
-        """If udptunnel itself is killed nothing of it stays but rules, which C{down} removes."""
-        self.up("exit")
+    def test_clientFirst(self) -> None:
+        """
+        The client may be up long before the exit.
+
+        If udptunnel itself is killed nothing of it stays but rules, which C{down} removes.
+        """
         self.up("client")
+        self.up("exit")
+        pulse = self.pulse()
+        self.assertBeats(pulse, "at first", SETTLED_SECONDS)
         self.assertNotEqual(wiring(self.network.client), self.wirings["client"])
         process = int((self.folder / "run" / "client.pid").read_text().split()[0])
         os.kill(process, signal.SIGKILL)
         until(lambda: processes(self.network.client) == {}, "a carrier is left")
         self.down("client")
         self.up("client")
-        pulse = self.pulse()
         self.assertBeats(pulse, "when it is up again", SETTLED_SECONDS)
         pulse.stop()
-        self.down("client")
-        self.down("exit")
+        self.down("client", "exit")
 
 
 class PluginTests(CarrierTestCase):
@@ -188,9 +186,14 @@ class PluginTests(CarrierTestCase):
     programs = "obfs-local", "obfs-server"
 
     def test_obfs(self) -> None:
-        """Datagrams get through, whatever simple-obfs makes of the link; when it is killed they do again."""
+        """
+        Datagrams get through, whatever simple-obfs makes of the link; when it is killed they do again.
+
+        obfs-server has udp-server's place; who does not speak as obfs-local does hears nothing of udp-server.
+        """
         for how in ("http", "tls"):
             server = self.startServer("--plugin", "obfs-server", "--plugin-opts", f"obfs={how}")
+            self.assertDisguised()
             options = "--plugin", "obfs-local", "--plugin-opts", f"obfs={how};obfs-host=www.example.org"
             self.assertCarried(*options, server=f"tcp:{Network.atServer[0]}:{LINK}")
             local = self._started[-1]
@@ -203,19 +206,19 @@ class PluginTests(CarrierTestCase):
             server.stop()
             self.assertEqual(processes(self.network.client) | processes(self.network.server), {})
 
-    def answers(self, udp: object) -> bool:
-        try:
-            return exchange(udp, (LOOPBACK, FORWARD), b"again") == b"again"  # type: ignore[arg-type]
-        except TimeoutError:
-            return False
-
-    def test_disguised(self) -> None:
-        """obfs-server has udp-server's place; who does not speak as obfs-local does hears nothing of udp-server."""
-        self.startServer("--plugin", "obfs-server", "--plugin-opts", "obfs=http")
+    def assertDisguised(self) -> None:
+        """Where the links come in there is obfs-server, which says nothing of us."""
         with self.network.server.entered():
             listeners = run("ss", "-Hlnt")
         self.assertIn(f"{Network.atServer[0]}:{LINK}", listeners)
         with open_(self.network.client, Network.atClient[0], kind=socket.SOCK_STREAM) as tcp:
             tcp.connect((Network.atServer[0], LINK))
             tcp.sendall(b"nonsense\r\n\r\n" * 10)
+            tcp.shutdown(socket.SHUT_WR)
             self.assertNotIn(b"UDPT", tcp.recv(100))
+
+    def answers(self, udp: object) -> bool:
+        try:
+            return exchange(udp, (LOOPBACK, FORWARD), b"again") == b"again"  # type: ignore[arg-type]
+        except TimeoutError:
+            return False

@@ -15,8 +15,10 @@ import shutil
 import socket
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -148,14 +150,18 @@ class _Page(BaseHTTPRequestHandler):
 class Web:
     """A web server: each page says what it is."""
 
-    def __init__(self, namespace: Namespace, host: str, port: int = WEB) -> None:
+    def __init__(self, namespace: Namespace, host: str, port: int = WEB, handler: Callable[..., Any] = _Page) -> None:
+        """
+        @param handler: what answers requests.
+        """
+
         class Server(ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
             request_queue_size = 512
             daemon_threads = True
 
         with namespace.entered():
-            self._server = Server((host, port), _Page)
+            self._server = Server((host, port), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
@@ -164,6 +170,18 @@ class Web:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _File(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+class Files(Web):
+    """A web server that has files, at all addresses of both families."""
+
+    def __init__(self, namespace: Namespace, folder: Path, port: int) -> None:
+        super().__init__(namespace, "::", port, partial(_File, directory=str(folder)))
 
 
 def wiring(namespace: Namespace) -> str:

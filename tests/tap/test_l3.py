@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.tap.test_local import ROOT
 from udptunnel.config import L3Config
 from udptunnel.console import main
-from udptunnel.services.l3 import readKey
+from udptunnel.services.l3options import readKey
 from udptunnel.tap import common
 from udptunnel.tap.l3 import Options, makeService
 from udptunnel.wire.address import Address

@@ -146,7 +146,7 @@ class Outward:
     def _passOne(self, header: VnetHeader, raw: bytearray, found: Packet, now: float) -> None:
         partial = header.flags & NEEDS_CSUM
         if partial and not _isUsual(header, found):
-            complete(raw, header.checksumStart, header.checksumOffset)
+            _complete(raw, header)
             partial = 0
         if isSyn(raw, found):
             most = self.mtu - TCP_HEADERS[found.version]
@@ -157,7 +157,7 @@ class Outward:
             self._refuseLong(raw, found, now)
         else:
             if partial:
-                complete(raw, header.checksumStart, header.checksumOffset)
+                _complete(raw, header)
             self._cutOne(bytes(raw))
 
     def _refuseLong(self, raw: Buffer, found: Packet, now: float) -> None:
@@ -201,6 +201,12 @@ def _isUsual(header: VnetHeader, found: Packet) -> bool:
     """Whether a checksum is missing where the other end will look for it."""
     usual = (found.payloadStart, _CHECKSUMS.get(found.protocol))
     return found.fragment is None and (header.checksumStart, header.checksumOffset) == usual
+
+
+def _complete(raw: bytearray, header: VnetHeader) -> None:
+    if header.checksumStart + header.checksumOffset + FIELD.size > len(raw):
+        raise PacketError("a checksum is missing behind the end of the packet")
+    complete(raw, header.checksumStart, header.checksumOffset)
 
 
 def _mayNotCut(raw: Buffer, found: Packet) -> bool:

@@ -49,7 +49,7 @@ _SEALED = frozenset((DATA, OPEN))
 
 
 class Message(NamedTuple):
-    """What is to be sent: one or more datagrams, laid end to end."""
+    """What is to be sent: one or more datagrams, laid end to end. It may be cut without copying."""
 
     to: Address
     size: int
@@ -169,7 +169,7 @@ class Way:
         assert address is not None, "a session with somebody who is nowhere"
         self._peer.packetsSent(now)
         return [
-            Message(address, len(packets[0]) + OVERHEAD, session.seal(word, packets))
+            Message(address, len(packets[0]) + OVERHEAD, memoryview(session.seal(word, packets)))
             for word, packets in merged(batches)
         ]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from udptunnel.core.associations import Association, Associations
@@ -73,6 +74,17 @@ SPARSE_BYTES = 1500
 
 LEAST_QUANTUM = 8192
 """Bytes that a flow may send in its turn at least: 7 ms at 10 Mbit/s."""
+
+ANSWER_SECONDS = 0.005
+"""
+How long a PONG waits at most for a burst to go with, while bursts are sent now and then; little beside C{delay}.
+
+Hops that are not ours may hold back a small segment until the one before it is acknowledged (Nagle's algorithm). One
+with a PONG alone is acknowledged late: nobody answers it, so the acknowledgement waits 40 ms for something to go with.
+"""
+
+TALKING_SECONDS = 0.05
+"""If the last burst was sent no longer ago than this, the next one is expected soon."""
 
 MOST_PENDING = 4096
 """Control frames that wait while the path is full; a CLOSE that is lost is asked for again."""
@@ -166,6 +178,9 @@ class Carrier(Protocol):
     def keep(self, most: int) -> None:
         """Have the kernel keep no more than so many bytes that it can not send yet, or little more."""
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call something after a time, once, unless the connection is gone by then; one call waits at most."""
+
     def close(self) -> None:
         """Close the connection when everything is sent."""
 
@@ -224,6 +239,7 @@ class Link:
         self._backlog = MOST_BACKLOG
         self._pending: list[bytes] = []
         self._pong = b""
+        self._spokeAt = -inf
         self._received = 0
         self._madeAt = now
         self._vigil = Vigil()
@@ -278,6 +294,10 @@ class Link:
     def _writeChunk(self, buffers: list[Buffer], now: float) -> None:
         length = sum(map(len, buffers))
         self.window.wrote(length)
+        self._spokeAt = now
+        if self._pong:
+            buffers.append(self._pong)
+            self._pong = b""
         if self.window.wantsPing():
             buffers.append(self._ping(now))
         self._full = not self.carrier.write(buffers)
@@ -383,7 +403,7 @@ class Link:
     def _controlReceived(self, word: int, target: int, body: Buffer, now: float) -> None:
         kind = word & KIND
         if kind == PING:
-            self._answer(pong(unpackPing(body), self._received))
+            self._answer(pong(unpackPing(body), self._received), now)
         elif kind == PONG:
             self._pongReceived(body, now)
         elif kind == TARGET:
@@ -395,14 +415,30 @@ class Link:
         elif kind < OPTIONAL:
             raise FrameError(f"a frame of the unknown kind 0x{kind >> 24:02x}, which may not be skipped")
 
-    def _answer(self, frame: bytes) -> None:
-        """Send a PONG. While the path is full only the newest waits: PINGs can not fill our memory."""
-        if not self._full:
+    def _answer(self, frame: bytes, now: float) -> None:
+        """
+        Send a PONG, with the next burst if one is expected soon.
+
+        While it can not be sent only the newest waits: PINGs can not fill our memory.
+        """
+        if not (self._full or self._talking(now)):
             self.control(frame)
             return
-        if not self._pong:
+        waits, self._pong = bool(self._pong), frame
+        if not waits:
             self.window.wrote(len(frame))
-        self._pong = frame
+            if not self._full:
+                self.carrier.later(ANSWER_SECONDS, self._answerAlone)
+
+    def _talking(self, now: float) -> bool:
+        """Whether a burst is expected soon that does not have to wait itself."""
+        return now - self._spokeAt <= TALKING_SECONDS and not self.queue and self.limits.delay >= 10 * ANSWER_SECONDS
+
+    def _answerAlone(self) -> None:
+        """No burst has come that the PONG could go with."""
+        if self._pong and not (self._full or self.lost):
+            frame, self._pong = self._pong, b""
+            self._full = not self.carrier.write([frame])
 
     def _pongReceived(self, body: Buffer, now: float) -> None:
         moment, received = unpackPong(body)

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from twisted.internet import main
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IPullProducer, IPushProducer, ITransport
+from twisted.internet.interfaces import IDelayedCall, IPullProducer, IPushProducer, ITransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
@@ -66,6 +66,8 @@ def makeCarrier(transport: ITransport, feed: Feed, resumed: Callable[[], None]) 
 class StreamCarrier:
     """What both carriers do alike."""
 
+    _waking: IDelayedCall | None = None
+
     def __init__(self, transport: ITransport, feed: Feed, resumed: Callable[[], None]) -> None:
         self._transport: Any = transport
         self._feed = feed
@@ -92,6 +94,19 @@ class StreamCarrier:
         if opened is not None:
             _set(opened, _TCP_NOTSENT_LOWAT, most)
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call something after a time; at once if the transport knows no clock."""
+        clock = getattr(_streamBelow(self._transport), "reactor", None)
+        if clock is None:
+            call()
+        else:
+            self._cancel()
+            self._waking = clock.callLater(seconds, call)
+
+    def _cancel(self) -> None:
+        if self._waking is not None and self._waking.active():
+            self._waking.cancel()
+
     def close(self) -> None:
         """Close the connection when everything is sent."""
         self._transport.unregisterProducer()
@@ -106,6 +121,7 @@ class StreamCarrier:
 
     def forget(self) -> None:
         """The connection is gone: know nobody any more."""
+        self._cancel()
         vars(self).clear()
 
 
@@ -253,6 +269,9 @@ class _GoneCarrier:
 
     def keep(self, most: int) -> None:
         """Nothing is kept."""
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Nobody is there to be called."""
 
     def close(self) -> None:
         """It is closed."""

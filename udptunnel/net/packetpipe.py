@@ -3,7 +3,8 @@ Pipes: IP packets between two programs of one machine, over a Unix socket.
 
 A message of a SEQPACKET socket (Linux) is one packet of at most 65,535 bytes;
 where there are no such sockets, the same goes over a stream, with the length of
-each packet in two bytes before it, in network byte order. One end listens, for
+each packet in two bytes before it, in network byte order; and where there are
+no Unix sockets at all, over named pipes (L{udptunnel.net.fifo}). One end listens, for
 its own user alone (mode 0600); the other one connects, again and again until
 that works. So either may come first, and either may be started again.
 
@@ -25,7 +26,7 @@ from contextlib import suppress
 from struct import Struct
 from typing import Any, TypeAlias
 
-from twisted.internet.interfaces import IDelayedCall, IReadDescriptor, IReadWriteDescriptor
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor, IReadWriteDescriptor, IWriteDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -71,9 +72,9 @@ MakePipe: TypeAlias = Callable[[Any, Receiver, Counters], "Pipe"]
 class PacketPort:
     """A connected SEQPACKET socket: each message is a packet."""
 
-    def __init__(self, reactor: Any, opened: socket.socket, receiver: Receiver, counters: Counters, lost: Lost) -> None:
+    def __init__(self, reactor: Any, opened: Any, receiver: Receiver, counters: Counters, lost: Lost) -> None:
         """
-        @param opened: it is closed by us.
+        @param opened: a connected socket, or what can do the same; it does not block, and is closed by us.
         @param lost: told once, when the other end is gone. The port is closed then.
         """
         self._reactor = reactor
@@ -82,13 +83,11 @@ class PacketPort:
         self._counters = counters
         self._lost: Lost | None = lost
         self._memory = memoryview(bytearray(BUFFER_BYTES))
-        opened.setblocking(False)
-        _enlarge(opened)
         reactor.addReader(self)
 
     def fileno(self) -> int:
         """The descriptor; -1 when it is closed."""
-        return self._socket.fileno()
+        return int(self._socket.fileno())
 
     def logPrefix(self) -> str:
         """What log lines about it begin with."""
@@ -165,12 +164,19 @@ class PacketPort:
 
 @implementer(IReadWriteDescriptor)
 class StreamPort(PacketPort):
-    """A connected stream socket, or something like it: before each packet stands its length."""
+    """
+    A connected stream socket, or something like it: before each packet stands its length.
+
+    @ivar writer: what the reactor is to watch when there is no room.
+    """
+
+    writer: IWriteDescriptor
 
     def __init__(self, *arguments: Any) -> None:
         """As for L{PacketPort}."""
         self._rest = b""
         self._begun = bytearray()
+        self.writer = self
         super().__init__(*arguments)
 
     # -- what arrives
@@ -216,7 +222,7 @@ class StreamPort(PacketPort):
         sent = self._socket.sendmsg(parts)
         if sent < _LENGTH.size + size:
             self._rest = b"".join(parts)[sent:]
-            self._reactor.addWriter(self)
+            self._reactor.addWriter(self.writer)
 
     def doWrite(self) -> None:
         """Write what is left of a packet."""
@@ -224,16 +230,16 @@ class StreamPort(PacketPort):
             self._rest = self._rest[self._socket.send(self._rest) :]
         except OSError as error:
             if error.errno not in NOTHING_THERE:
-                self._reactor.removeWriter(self)
+                self._reactor.removeWriter(self.writer)
                 # Whoever reads will see the end.
                 return
         if not self._rest:
-            self._reactor.removeWriter(self)
+            self._reactor.removeWriter(self.writer)
 
     def close(self) -> None:
         """Close it, and tell nobody. It may be closed already."""
         if self.fileno() >= 0:
-            self._reactor.removeWriter(self)
+            self._reactor.removeWriter(self.writer)
         super().close()
 
 
@@ -294,9 +300,13 @@ class Pipe:
             raise ListenError(f"pipe {self.name}: there are no such sockets here; try a stream") from error
 
     def _use(self, opened: socket.socket) -> None:
-        """Somebody is at the other end."""
+        """Somebody is at the other end of a socket."""
+        opened.setblocking(False)
+        _enlarge(opened)
+        self._begin(StreamPort if self._stream else PacketPort, opened)
+
+    def _begin(self, kind: type[PacketPort], opened: Any) -> None:
         self._connected += 1
-        kind = StreamPort if self._stream else PacketPort
         self._port = kind(self._reactor, opened, self._receiver, self._counters, self._portLost)
         self._log.info("pipe {name}: the other end is there", name=self.name)
 
@@ -544,18 +554,6 @@ class Joint(Pipe):
         if self._opened is not None:
             self._opened.close()
             self._opened = None
-
-
-def listener(path: str, stream: bool = False) -> MakePipe:
-    """The end that makes the socket's file."""
-    path = os.path.abspath(path)
-    return lambda reactor, receiver, counters: Listener(reactor, receiver, counters, path, stream)
-
-
-def connector(path: str, stream: bool = False) -> MakePipe:
-    """The end that connects."""
-    path = os.path.abspath(path)
-    return lambda reactor, receiver, counters: Connector(reactor, receiver, counters, path, stream)
 
 
 def joint() -> tuple[MakePipe, MakePipe]:

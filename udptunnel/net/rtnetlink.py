@@ -235,6 +235,10 @@ class LinuxRouting:
     def forward(self, name: str, family: int) -> None:
         """Have the host forward what arrives by a device. For IPv6 that is possible since Linux 6.17."""
         path = f"ipv4/conf/{name}/forwarding" if family == 4 else f"ipv6/conf/{name}/force_forwarding"
+        with open(f"/proc/sys/net/{path}", encoding="ascii") as file:
+            if file.read().strip() == "1":
+                # Where we may not write, somebody may have done it for us.
+                return
         with open(f"/proc/sys/net/{path}", "w", encoding="ascii") as file:
             file.write("1")
 

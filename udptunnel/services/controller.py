@@ -34,7 +34,6 @@ from udptunnel.net.platforms import grp, pwd, require
 from udptunnel.net.rtnetlink import LinuxRouting, Routing
 from udptunnel.net.tun import Interface, LinuxSystem, System
 from udptunnel.net.watch import RouteWatch
-from udptunnel.services.status import StatusService
 
 LINE_BYTES = 65_536
 """The longest request..."""
@@ -314,6 +313,9 @@ class ControllerService(MultiService):
         self._ill = ""
         self._port: IListeningPort | None = None
         if config.status is not None:
+            # A web server comes with it, and without one a role starts sooner.
+            from udptunnel.services.status import StatusService
+
             status = StatusService("proxy-controller", config.status, self.report, self.illness, reactor)
             status.setServiceParent(self)
 

@@ -7,10 +7,7 @@ and sealed messages, what carries the messages, and what injects packets.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -20,10 +17,10 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from udptunnel.config import L3Config, LocalConfig
+from udptunnel.config import L3Config
 from udptunnel.core.counters import Counters
 from udptunnel.core.l3way import Way
-from udptunnel.errors import ConfigError, ListenError
+from udptunnel.errors import ListenError
 from udptunnel.net.blackhole import Setup
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.injection import Injector, LinuxRawSystem, RawInjector, TunInjector
@@ -34,16 +31,16 @@ from udptunnel.net.packet import CapturePort
 from udptunnel.net.platforms import require
 from udptunnel.net.sockaddr import familyOf
 from udptunnel.net.tun import Interface, Receiver, TunOffload, TunPort
+from udptunnel.services.l3options import LEAST_MTU, anyPort, check, linkConfig, readKey
 from udptunnel.services.l3outer import LinkOuter, Outer, UdpOuter
 from udptunnel.services.links import every
 from udptunnel.services.local import LocalService
 from udptunnel.services.proxies import resolved
 from udptunnel.services.status import StatusService
 from udptunnel.services.tun2socks import parseTunNames
-from udptunnel.wire.address import Address
 from udptunnel.wire.burst import Burst
 from udptunnel.wire.ip import TCP, UDP
-from udptunnel.wire.l3 import KEY_BYTES, innerMtu
+from udptunnel.wire.l3 import innerMtu
 
 TICK_SECONDS = 0.25
 
@@ -55,9 +52,6 @@ RETRY_SECONDS = 1.0
 
 USUAL_MTU = 1420
 """Of packets for the other end, if nothing is known of the path: what fits Ethernet with IPv6 outside."""
-
-LEAST_MTU = 68
-"""What every path carries (RFC 791 section 3.2)."""
 
 KEEPALIVE_SECONDS = 25.0
 """Shorter than any NAT forgets a UDP mapping (RFC 4787 REQ-5 allows 120; 30 are seen)."""
@@ -150,7 +144,7 @@ class L3Service(MultiService):
         """
         super().__init__()
         self.setName("l3-tunnel")
-        _check(config)
+        check(config)
         if system is None:
             require("l3-tunnel")
         self.config = config
@@ -198,8 +192,8 @@ class L3Service(MultiService):
 
     def _makeOuter(self, config: L3Config) -> Outer:
         if not config.link:
-            return UdpOuter(self.traffic, config.local or _anyPort(self.way.peer), self)
-        local = LocalService(_linkConfig(config), self.reactor)
+            return UdpOuter(self.traffic, config.local or anyPort(self.way.peer), self)
+        local = LocalService(linkConfig(config), self.reactor)
         local.setServiceParent(self)
         return LinkOuter(local, self)
 
@@ -239,23 +233,26 @@ class L3Service(MultiService):
         injector.open()
         # It cuts them again, but what is joined is judged and completed together.
         self.way.join([TCP, UDP])
-        self._prepare("")
-        return injector
+        return self._prepared(injector, "")
 
     def _openTun(self) -> Injector:
         port = self._system.tun(self, _TunSide(self))
         port.open()
-        try:
-            self._prepare(port.name)
-        except ListenError:
-            port.close()
-            raise
+        injector = self._prepared(TunInjector(port), port.name)
         self._tun = port
         self.way.join([TCP] * self.tunOffload.tso + [UDP] * self.tunOffload.uso)
-        return TunInjector(port)
+        return injector
+
+    def _prepared(self, injector: Injector, tun: str) -> Injector:
+        """Keep this machine from handling what is captured, or say how that is done; if it can not be, close."""
+        try:
+            self._prepare(tun)
+        except ListenError:
+            injector.close()
+            raise
+        return injector
 
     def _prepare(self, tun: str) -> None:
-        """Keep this machine from handling what is captured, or say how that is done."""
         if self.config.setup:
             self._setup.start(tun)
             return
@@ -371,7 +368,7 @@ class L3Service(MultiService):
 
         @raise ConfigError: it is not.
         """
-        _check(config)
+        check(config)
         readKey(config.keyFile or "")
 
     def illness(self) -> str:
@@ -396,65 +393,3 @@ class L3Service(MultiService):
             **self.counters.report(),
             "dropped": dict(self.counters.dropped + self.inside.dropped),
         }
-
-
-# -- the configuration
-
-
-def _check(config: L3Config) -> None:
-    """
-    See that nothing is missing.
-
-    @raise ConfigError: something is, or what is given makes no sense together.
-    """
-    if config.interface is None:
-        raise ConfigError("--interface NAME is missing: where do packets come from?")
-    if not config.capture:
-        raise ConfigError("--capture CIDR is missing: what is behind the other end?")
-    if config.keyFile is None:
-        raise ConfigError("--key-file FILE is missing: udptunnel genkey makes a key, which both ends need")
-    if 0 < config.mtu < LEAST_MTU:
-        raise ConfigError(f"--mtu {config.mtu}: expected 0, or at least {LEAST_MTU}")
-    if config.link and config.peer is None:
-        raise ConfigError("--link: give --peer HOST:PORT, too: where udp-server finds the other end")
-    if config.local is None and config.peer is None:
-        raise ConfigError("neither --local ADDRESS:PORT nor --peer HOST:PORT is given: one end must know the other")
-    if config.local is not None and not config.local.port and config.peer is None:
-        raise ConfigError(f"--local {config.local}: without --peer the other end must know the port: give one")
-
-
-def readKey(name: str) -> bytes:
-    """
-    The key in a file.
-
-    @raise ConfigError: it can not be read, or holds no key.
-    """
-    try:
-        with open(name, encoding="ascii") as file:
-            key = base64.b64decode(file.read().strip(), validate=True)
-    except OSError as error:
-        raise ConfigError(f"--key-file {name}: {error.strerror}") from error
-    except (UnicodeDecodeError, binascii.Error):
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise ConfigError(f"--key-file {name}: expected {KEY_BYTES} bytes in base64, as udptunnel genkey makes them")
-    return key
-
-
-def _anyPort(peer: Address | None) -> Address:
-    isSix = peer is not None and familyOf(peer.host) == socket.AF_INET6
-    return Address("::" if isSix else "0.0.0.0", 0)
-
-
-def _linkConfig(config: L3Config) -> LocalConfig:
-    """The udp-local that carries messages to udp-server, and does nothing else."""
-    return LocalConfig(
-        socks="none",
-        server=config.link,
-        tls=config.tls,
-        tlsTrust=config.tlsTrust,
-        tlsName=config.tlsName,
-        secret=config.secret,
-        offload=config.offload,
-        rest=config.rest,
-    )

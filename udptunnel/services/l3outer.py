@@ -11,7 +11,7 @@ from udptunnel.net.sockaddr import MAPPED
 from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.local import LocalService
 from udptunnel.wire.address import Address
-from udptunnel.wire.burst import AimedBurst, Burst
+from udptunnel.wire.burst import LARGEST_BURST, AimedBurst, Burst, pieces
 from udptunnel.wire.frame import Buffer
 from udptunnel.wire.transport import Unreachable
 
@@ -75,8 +75,14 @@ class LinkOuter:
         """The session begins by itself."""
 
     def send(self, messages: Sequence[Message]) -> None:
-        """Send messages."""
-        self._entry.burstsReceived([AimedBurst(OURS, to, size, payload) for to, size, payload in messages])
+        """Send messages. A frame holds a little less than what 64 KB of a stream become when they are sealed."""
+        self._entry.burstsReceived(
+            [
+                AimedBurst(OURS, to, size, piece)
+                for to, size, payload in messages
+                for piece in pieces(size, payload, LARGEST_BURST)
+            ]
+        )
 
     def stop(self) -> None:
         """Close the association."""

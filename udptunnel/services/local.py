@@ -46,7 +46,6 @@ from udptunnel.services.listening import Listening, requireAuthentication
 from udptunnel.services.plugin import LocalPlugin, requirePlugin
 from udptunnel.services.reconnecting import ReconnectingService
 from udptunnel.services.servers import Server, Servers
-from udptunnel.services.status import StatusService
 from udptunnel.wire.address import Address
 from udptunnel.wire.greeting import NONCE_BYTES
 from udptunnel.wire.socks5 import Credentials
@@ -221,6 +220,9 @@ class LocalService(MultiService):
         return Listening(self._reactor, "socks", endpoint, factory)
 
     def _addStatus(self, endpoint: str) -> None:
+        # A web server comes with it, and without one a role starts sooner.
+        from udptunnel.services.status import StatusService
+
         allowed = self.config.insecureNoAuth
         status = StatusService("udp-local", endpoint, self.report, self.illness, self._reactor, allowed)
         status.setServiceParent(self)

@@ -31,7 +31,7 @@ from udptunnel.core.login import Challenge
 from udptunnel.core.penalties import Penalties
 from udptunnel.core.session import ServerSession
 from udptunnel.errors import AccessRuleError, ConfigError, LoginError, RefusedError
-from udptunnel.net import packetpipe
+from udptunnel.net import fifo
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.descriptors import descriptorLimit
 from udptunnel.net.dial import Proxy
@@ -42,6 +42,7 @@ from udptunnel.net.logs import lines
 from udptunnel.net.memory import physicalBytes, residentBytes
 from udptunnel.net.names import Names, Resolver, SystemResolver
 from udptunnel.net.offload import parseNames, probe
+from udptunnel.net.packetpipe import MakePipe
 from udptunnel.net.pipeegress import PipeEgress
 from udptunnel.net.platforms import isPortable
 from udptunnel.net.reach import isLoopback, siteOf
@@ -49,11 +50,12 @@ from udptunnel.net.socksegress import PASS, SocksEgress
 from udptunnel.net.tls import whyLost
 from udptunnel.services.authority import Authority, Visitor
 from udptunnel.services.carrier import stopAll
+from udptunnel.services.exit import ownTun2socks, tun2socksConfig
 from udptunnel.services.links import allGone, every, linkLimits, quietFactory, tickSeconds
 from udptunnel.services.listening import Listening
 from udptunnel.services.plugin import BEHIND, ServerPlugin, requirePlugin
 from udptunnel.services.proxies import passwordIn, resolved
-from udptunnel.services.status import StatusService
+from udptunnel.services.tun2socks import Tun2socksService
 from udptunnel.wire.address import Address
 from udptunnel.wire.greeting import SESSION_BYTES, Greeting
 
@@ -138,6 +140,7 @@ class ServerService(MultiService):
     @ivar connections: all of them, logged in or not.
     @ivar listeners: where they come in.
     @ivar plugins: what they come through before that, if there is something; one for each listener.
+    @ivar tun2socks: that of our own, if C{--egress} says so.
     @ivar authority: who may.
     @ivar counters: its figures.
     @ivar logins: how many were accepted and refused.
@@ -152,7 +155,7 @@ class ServerService(MultiService):
         config: ServerConfig,
         reactor: Any,
         resolver: Resolver | None = None,
-        pipe: packetpipe.MakePipe | None = None,
+        pipe: MakePipe | None = None,
         guard: Guard | None = None,
     ) -> None:
         """
@@ -187,6 +190,10 @@ class ServerService(MultiService):
         self._resolver = resolver or SystemResolver(reactor)
         names = Names(reactor, self._resolver, config.lookups, config.lookupTimeout)
         self._descriptors = max(1, descriptorLimit() - _reserve())
+        self.tun2socks: Tun2socksService | None = None
+        if pipe is None and config.egress.tun2socks is not None:
+            pipe, self.tun2socks = ownTun2socks(config, reactor)
+            self.tun2socks.setServiceParent(self)
         self.egress = self._makeEgress(names, pipe)
         factory = quietFactory(lambda: _ServerLinkProtocol(self))
         self._guard, self._ownsGuard = guard or Guard(), guard is None
@@ -198,13 +205,13 @@ class ServerService(MultiService):
         if config.status is not None:
             self._addStatus(config.status)
 
-    def _makeEgress(self, names: Names, pipe: packetpipe.MakePipe | None) -> Egress:
+    def _makeEgress(self, names: Names, pipe: MakePipe | None) -> Egress:
         config = self.config
         socks, place = config.egress.socks, config.egress.pipe
         kind: type[Egress] = DirectEgress
         more: dict[str, Any] = {}
         if pipe is not None or place is not None:
-            kind, more = PipeEgress, {"makePipe": pipe or packetpipe.listener(*place or ())}
+            kind, more = PipeEgress, {"makePipe": pipe or fifo.listener(*place or ())}
         elif socks is not None:
             kind, more = SocksEgress, _socksOptions(config, socks)
         most = config.maxPorts or self._descriptors // max(1, kind.descriptors)
@@ -212,6 +219,9 @@ class ServerService(MultiService):
         return kind(self.traffic, self._reactor, _rules(config), names, most, filtering=filtering, **more)
 
     def _addStatus(self, endpoint: str) -> None:
+        # A web server comes with it, and without one a role starts sooner.
+        from udptunnel.services.status import StatusService
+
         allowed = self.config.insecureNoAuth
         status = StatusService("udp-server", endpoint, self.report, self.illness, self._reactor, allowed)
         status.setServiceParent(self)
@@ -409,7 +419,10 @@ class ServerService(MultiService):
         rules = _rules(config)
         socks = config.egress.socks
         options = _socksOptions(config, socks) if socks is not None else {}
+        beyond = tun2socksConfig(config) if self.tun2socks is not None else None
         self.authority.reload(config)
+        if self.tun2socks is not None and beyond is not None:
+            self.tun2socks.reload(beyond)
         if options and isinstance(self.egress, SocksEgress):
             self.egress.use(options["proxy"], options["namesTo"])
         self.egress.rulesChanged(rules)
@@ -473,6 +486,7 @@ class ServerService(MultiService):
             "externalPorts": self.egress.ports,
             "egress": str(self.egress),
             **self.egress.report(),
+            **({"tun2socks": self.tun2socks.report()} if self.tun2socks is not None else {}),
             "logins": dict(self.logins),
             "resumed": self.resumed,
             "offload": str(self.traffic.offload),

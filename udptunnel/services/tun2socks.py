@@ -23,6 +23,7 @@ from udptunnel.config import Tun2socksConfig
 from udptunnel.core.counters import Counters
 from udptunnel.core.fakenames import FakeNames
 from udptunnel.errors import AddressError, ConfigError, ListenError, RouteError
+from udptunnel.net import fifo
 from udptunnel.net.crossing import SocksTcp
 from udptunnel.net.datagrams import Traffic
 from udptunnel.net.dial import Proxy
@@ -32,7 +33,7 @@ from udptunnel.net.logs import lines
 from udptunnel.net.netns import NetnsStack
 from udptunnel.net.nostack import NoStack
 from udptunnel.net.offload import parseNames, probe
-from udptunnel.net.packetpipe import LARGEST_MESSAGE, MakePipe, Pipe, connector
+from udptunnel.net.packetpipe import LARGEST_MESSAGE, MakePipe, Pipe
 from udptunnel.net.platforms import isPortable, require
 from udptunnel.net.routes import Capture, Routes
 from udptunnel.net.socksudp import SocksUdp
@@ -42,7 +43,6 @@ from udptunnel.net.tunentry import TunEntry
 from udptunnel.services.links import every
 from udptunnel.services.local import LocalService
 from udptunnel.services.proxies import passwordIn, resolved
-from udptunnel.services.status import StatusService
 from udptunnel.wire.address import Address
 
 TICK_SECONDS = 1.0
@@ -112,7 +112,7 @@ class Tun2socksService(MultiService):
         """
         super().__init__()
         self.setName("tun2socks")
-        self._makePipe = pipe or (connector(*config.pipe) if config.pipe is not None else None)
+        self._makePipe = pipe or (fifo.connector(*config.pipe) if config.pipe is not None else None)
         _check(config, pipe is not None)
         if config.fwmark:
             require("--fwmark")
@@ -199,6 +199,9 @@ class Tun2socksService(MultiService):
         return self._socksUdp
 
     def _addStatus(self, endpoint: str) -> None:
+        # A web server comes with it, and without one a role starts sooner.
+        from udptunnel.services.status import StatusService
+
         allowed = self.config.insecureNoAuth
         status = StatusService("tun2socks", endpoint, self.report, self.illness, self._reactor, allowed)
         status.setServiceParent(self)

@@ -32,6 +32,10 @@ With TLS, from other machines too, for users with a certificate:
 By way of another SOCKS5 server:
 
     twistd -n udp-server --egress socks5:127.0.0.1:1080
+
+The same as IP packets, through a tun2socks in this process:
+
+    twistd -n udp-server --egress tun2socks:127.0.0.1:1080
 """,
 )
 
