@@ -38,7 +38,9 @@ PROGRAMS = {"twistd": "twisted.scripts.twistd:run", "udptunnel": "udptunnel.cons
 """Programs, and the functions that they are."""
 
 CORE = (
+    "tests.api",
     "tests.core",
+    "tests.test_api",
     "tests.wire",
     "tests.net.test_arrivals",
     "tests.net.test_crossing",
@@ -56,6 +58,7 @@ CORE = (
     "tests.net.test_names",
     "tests.net.test_nostack",
     "tests.net.test_offload",
+    "tests.net.test_packetcalls",
     "tests.net.test_persistent",
     "tests.net.test_pipe",
     "tests.net.test_platforms",

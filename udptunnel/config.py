@@ -302,6 +302,18 @@ def optionName(field: str) -> str:
     return re.sub("([A-Z])", r"-\1", field).lower()
 
 
+def fieldOf(kind: type[Any], option: str) -> str:
+    """
+    The field for an option, the inverse of L{optionName}.
+
+    @raise ConfigError: there is none.
+    """
+    names = {optionName(field.name): field.name for field in dataclasses.fields(kind)}
+    if option not in names:
+        raise ConfigError(f"unknown option {option}; known are {', '.join(sorted(names))}")
+    return names[option]
+
+
 OFFLOAD = option("all", anyText, "NAMES", "Kernel abilities to use: all, none, or some of gro,gso,mmsg.")
 REST = option(
     1.0,

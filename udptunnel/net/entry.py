@@ -63,6 +63,12 @@ class Sources:
         """The association of a source is over."""
         self._associations.pop(source, None)
 
+    def close(self, source: Address) -> None:
+        """Close the association of a source. It may have none."""
+        association = self._associations.get(source)
+        if association is not None:
+            self._session.close(association)
+
     def closeAll(self) -> None:
         """Close the associations of all of them."""
         for association in list(self._associations.values()):

@@ -22,7 +22,7 @@ from udptunnel.core.counters import Counters
 from udptunnel.core.l3way import Way
 from udptunnel.errors import ListenError
 from udptunnel.net.blackhole import Setup
-from udptunnel.net.datagrams import Traffic
+from udptunnel.net.datagrams import DatagramPort, Traffic
 from udptunnel.net.injection import Injector, LinuxRawSystem, RawInjector, TunInjector
 from udptunnel.net.logs import lines
 from udptunnel.net.offload import parseNames, probe
@@ -132,6 +132,7 @@ class L3Service(MultiService):
     @ivar counters: figures of the messages, and what was dropped and why.
     @ivar inside: figures of the packets.
     @ivar whenFailed: called with the reason when the role can not go on.
+    @ivar whenSessionChanged: called when the session with the other end is up, and when it is over.
     """
 
     _log = Logger()
@@ -152,6 +153,7 @@ class L3Service(MultiService):
         self.clock: Callable[[], float] = reactor.seconds
         self.counters, self.inside = Counters(), Counters()
         self.whenFailed: Callable[[str], None] = self._nobodyListens
+        self.whenSessionChanged: Callable[[bool], object] = bool
         self.tunOffload = TunOffload(parseTunNames(config.tunOffload))
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self._system: System = system or LinuxSystem()
@@ -196,6 +198,11 @@ class L3Service(MultiService):
         local = LocalService(linkConfig(config), self.reactor)
         local.setServiceParent(self)
         return LinkOuter(local, self)
+
+    @property
+    def port(self) -> DatagramPort | None:
+        """The UDP port of this end; C{None} if it goes through udp-server."""
+        return self._outer.port if isinstance(self._outer, UdpOuter) else None
 
     # -- beginning
 
@@ -317,6 +324,7 @@ class L3Service(MultiService):
             self._outer.send(messages)
         if self.way.up != self._wasUp:
             self._wasUp = self.way.up
+            self.whenSessionChanged(self._wasUp)
             self._log.info(
                 "the session with {peer} is {state}", peer=self.way.peer, state="up" if self._wasUp else "over"
             )

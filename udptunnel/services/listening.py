@@ -100,6 +100,11 @@ class Listening:
     def _failed(self, failure: Failure) -> None:
         raise ListenError(f"{self._what} can not be opened: {failure.getErrorMessage()}") from None
 
+    def fileno(self) -> int:
+        """The descriptor; -1 if it is not open."""
+        port: Any = self._port
+        return -1 if port is None else int(port.fileno())
+
     def stop(self) -> Deferred[Any]:
         """Close the port; connections that came through it stay."""
         port, self._port = self._port, None

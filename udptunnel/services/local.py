@@ -144,6 +144,7 @@ class LocalService(MultiService):
     @ivar entries: the forwards.
     @ivar door: the SOCKS5 server, if there is one.
     @ivar plugins: the plugin on the way to each server, if there is one.
+    @ivar whenLinksChanged: called when a link of the session is up, or gone.
     """
 
     _log = Logger()
@@ -158,6 +159,7 @@ class LocalService(MultiService):
         self.config = config
         self.clock: Callable[[], float] = reactor.seconds
         self.counters = Counters()
+        self.whenLinksChanged: Callable[[], object] = _nobodyAsks
         self.limits = linkLimits(config)
         self.session = LocalSession(config.maxAssociations, self.counters, os.urandom)
         self.session.idle = config.schedule == "idle"
@@ -321,6 +323,7 @@ class LocalService(MultiService):
         if self.session.lost > self._lost:
             self._log.warn("mappings lost: udp-server did not know our session any more, external ports are new ones")
         self._lost = self.session.lost
+        self.whenLinksChanged()
 
     def _failed(self) -> None:
         """An attempt has failed."""
@@ -333,6 +336,7 @@ class LocalService(MultiService):
     def linkGone(self, link: Link) -> None:
         """A connection is gone."""
         self._links.discard(link)
+        self.whenLinksChanged()
 
     def _tick(self) -> None:
         now = self.clock()
@@ -481,6 +485,10 @@ class LocalService(MultiService):
             "log": lines.report(),
             **self.counters.report(),
         }
+
+
+def _nobodyAsks() -> None:
+    """Nobody wants to know."""
 
 
 def _readPasswords(config: LocalConfig) -> Callable[[bytes, bytes], bool] | None:

@@ -146,6 +146,8 @@ class ServerService(MultiService):
     @ivar logins: how many were accepted and refused.
     @ivar resumed: how many sessions went on after all their links were lost.
     @ivar draining: whether nothing new is let in, because the end is near.
+    @ivar whenSessionBegan: called with each new session.
+    @ivar whenSessionEnded: called with each that is over.
     """
 
     _log = Logger()
@@ -175,6 +177,8 @@ class ServerService(MultiService):
         self.sessions: dict[bytes, ServerSession] = {}
         self.connections: set[_ServerLinkProtocol] = set()
         self.logins: Counter[str] = Counter()
+        self.whenSessionBegan: Callable[[ServerSession], object] = _nobodyAsks
+        self.whenSessionEnded: Callable[[ServerSession], object] = _nobodyAsks
         self.resumed = 0
         self.draining = self._crammed = False
         self._drained: Callable[[], None] | None = None
@@ -305,6 +309,7 @@ class ServerService(MultiService):
         )
         self._byUser.setdefault(user, set()).add(session)
         self._log.info("session {session} begins, user {user!r}", session=session.shortName, user=user)
+        self.whenSessionBegan(session)
         return session
 
     def _requireLink(self, greeting: Greeting, user: str) -> None:
@@ -350,6 +355,7 @@ class ServerService(MultiService):
             self._forgetOf(session.user, session)
             self._log.info("session {session} ends", session=session.shortName)
             session.end()
+            self.whenSessionEnded(session)
 
     def _forgetOf(self, user: str, session: ServerSession) -> None:
         sessions = self._byUser[user]
@@ -503,6 +509,10 @@ class ServerService(MultiService):
             "associations": len(session.associations),
             "parked": session.parkedAt is not None,
         }
+
+
+def _nobodyAsks(session: ServerSession) -> None:
+    """Nobody wants to know."""
 
 
 def _reserve() -> int:

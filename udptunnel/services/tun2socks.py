@@ -98,6 +98,7 @@ class Tun2socksService(MultiService):
         routes: Routes | None = None,
         tcp: TcpCarrier | None = None,
         pipe: MakePipe | None = None,
+        longest: int = LARGEST_MESSAGE,
     ) -> None:
         """
         @param system: the operating system; this one unless a test says otherwise.
@@ -108,6 +109,7 @@ class Tun2socksService(MultiService):
         @param pipe: makes what packets come from, and go to, instead of a TUN:
             an end of a L{joint<udptunnel.net.packetpipe.joint>} with
             udp-server in the same process, for one.
+        @param longest: the longest packet that goes down the pipe, in bytes.
         @raise ConfigError: options contradict each other, or a file can not be read.
         """
         super().__init__()
@@ -126,8 +128,8 @@ class Tun2socksService(MultiService):
         self._tunOffload = TunOffload(parseTunNames("none" if self._makePipe else config.tunOffload))
         self.routes = routes or Routes(captureOf(config))
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
-        longest = LARGEST_MESSAGE if self._makePipe else config.mtu
-        self.gateway = Gateway(self.counters, self.clock, self._lost, longest, config.icmp)
+        mtu = longest if self._makePipe else config.mtu
+        self.gateway = Gateway(self.counters, self.clock, self._lost, mtu, config.icmp)
         self._tcpProxy, self._udpProxy = proxiesOf(config)
         self._socksUdp: SocksUdp | None = None
         self._names = self._makeNames()
