@@ -36,6 +36,8 @@ class MemoryDiscards(dict[str, str]):
         self[network] = interface
 
     def remove(self, network: str) -> None:
+        if network not in self:
+            raise failure(errno.ENOENT)
         del self[network]
 
     def networks(self) -> list[str]:
@@ -214,6 +216,17 @@ class SetupTests(SynchronousTestCase):
             self.system.refused = {}
             self.assertEqual(self.ours(), ([], {}))
             self.assertEqual((self.system.present[1].mtu, self.names.held), (1500, set()))
+
+    def test_noNftables(self) -> None:
+        """A kernel without nftables can not do it with a TUN, and the other way is named; nothing is left."""
+        reason = os.strerror(errno.EOPNOTSUPP)
+        text = f"--setup: nftables can not drop what was captured: {reason}; use --inject raw"
+        for what in ("discard", 6), "networks":
+            self.system.refused = {what: failure(errno.EOPNOTSUPP)}
+            error = self.assertRaises(RouteError, self.make().start, "tun0")
+            self.assertEqual((str(error), self.state()), (text, self.before))
+        self.make().start()
+        self.assertEqual(self.ours(), (NOWHERE, {}))
 
     def test_noInterface(self) -> None:
         """An interface that is not there is named."""

@@ -182,8 +182,15 @@ class Setup:
             ) from None
         self._undo.append((self._system.removeRoute, (route,)))
         if self.tun:
+            self._discard(network)
+
+    def _discard(self, network: str) -> None:
+        # It may fail halfway, and leave a table without a rule.
+        self._undo.append((self._discards.remove, (network,)))
+        try:
             self._discards.add(network, self._interface)
-            self._undo.append((self._discards.remove, (network,)))
+        except OSError as error:
+            raise _withoutNftables(error) from error
 
     def _forward(self, family: int) -> None:
         """What comes out of the TUN goes further. That ends with the TUN, so nothing is to be undone."""
@@ -220,7 +227,7 @@ class Setup:
     # -- what is left over
 
     def _sweep(self, devices: dict[str, Device]) -> None:
-        for network in self._discards.networks():
+        for network in self._discarded():
             if self._isDead(network):
                 _unlessGone(self._discards.remove, network)
         for route in self._system.routes(PROTOCOL):
@@ -229,6 +236,15 @@ class Setup:
         for device in devices.values():
             if _MARK.search(device.alias) and self._isDead(_mtuName(device)):
                 self._restore(device.name)
+
+    def _discarded(self) -> list[str]:
+        try:
+            return self._discards.networks()
+        except OSError as error:
+            if self.tun:
+                raise _withoutNftables(error) from error
+            # Where there are no nftables nobody has left any, and with raw sockets none are needed.
+            return []
 
     def _isDead(self, name: str) -> bool:
         """Whether nobody holds a name, or only we do."""
@@ -276,6 +292,13 @@ def _unlessGone(call: Callable[..., None], what: KernelRoute | str) -> None:
     except OSError as error:
         if error.errno not in _GONE:
             raise
+
+
+def _withoutNftables(error: OSError) -> OSError | RouteError:
+    """What is to be said when nftables can not be used."""
+    if error.errno == errno.EPERM:
+        return error
+    return RouteError(f"--setup: nftables can not drop what was captured: {_reason(error)}; use --inject raw")
 
 
 def _reason(error: OSError) -> str:

@@ -42,7 +42,7 @@ class Discards(Protocol):
         """Have it vanish no longer."""
 
     def networks(self) -> list[str]:
-        """Those for which something vanishes."""
+        """Those for which something vanishes. Ask this first: who may not change anything is told here."""
 
 
 class LinuxDiscards:
