@@ -61,7 +61,7 @@ class ReplayWindow:
         if not counters:
             return None
         first, last = counters[0], counters[-1]
-        if first < self.top or last >= MOST_MESSAGES or counters != list(range(first, last + 1)):
+        if first < self.top or last >= MOST_MESSAGES or not _isRun(counters):
             return [self.accept(counter) for counter in counters]
         self._clear((self.top - 1) >> _SHIFT, last >> _SHIFT)
         self.top = last + 1
@@ -78,3 +78,9 @@ class ReplayWindow:
         """Forget what the words behind the last one have held."""
         for each in range(last + 1, min(word, last + _WORDS) + 1):
             self._bits[each % _WORDS] = 0
+
+
+def _isRun(counters: Sequence[int]) -> bool:
+    """Whether each counter follows the one before. The ends are looked at first: between them may be any distance."""
+    first, last = counters[0], counters[-1]
+    return last - first == len(counters) - 1 and counters == list(range(first, last + 1))
