@@ -22,7 +22,7 @@ from udptunnel.net.mmsg import SLOTS
 from udptunnel.net.offload import NAMES, Offload, probe
 from udptunnel.net.testing import MemorySocket, PortReactor, RecordingReceiver
 from udptunnel.wire.address import Address
-from udptunnel.wire.burst import LARGEST_DATAGRAM
+from udptunnel.wire.burst import LARGEST_DATAGRAM, Burst
 
 SIZES = (0, 1, 1472, 1473, 8192, 8193, LARGEST_DATAGRAM)
 """An empty one, the edges of an Ethernet frame and of Twisted's own limit, and the largest over IPv4 (list P-9)."""
@@ -302,6 +302,31 @@ class StoppedTests(PortTestCase):
         self.reactor.advance(1000)
         port.doRead()
         self.assertEqual(received.datagrams, [b"x"])
+
+
+class BrokenReceiver(RecordingReceiver):
+    """Makes a mistake each time."""
+
+    def burstsReceived(self, bursts: list[Burst]) -> None:
+        super().burstsReceived(bursts)
+        raise ZeroDivisionError
+
+
+class MistakeTests(PortTestCase):
+    """A mistake of who receives."""
+
+    def test_mistake(self) -> None:
+        """It loses these datagrams and no others: the port stays open."""
+        opened: Any = MemorySocket()
+        received = BrokenReceiver()
+        port = DatagramPort(Traffic(self.reactor, Offload(), Counters()), Address("127.0.0.1", 0), received)
+        port.adopt(opened)
+        self.addCleanup(port.stopListening)
+        for data in (b"one", b"two"):
+            opened.arrived.append((data, ("127.0.0.1", 9)))
+            port.doRead()
+        self.assertEqual(received.datagrams, [b"one", b"two"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
 
 class RestTests(PortTestCase):

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -59,6 +60,8 @@ RESTLESS_SECONDS = 1.0
 
 MOST_DISCARDS = 1 + BUFFER_BYTES // 256 // SLOTS
 """Reads after which a socket is empty, but for what came meanwhile: even an empty datagram costs it 256 bytes."""
+
+_log = Logger()
 
 KernelAddress = tuple[Any, ...]
 """What C{socket.sendto} takes: C{(host, port)}, for IPv6 perhaps with flow and scope."""
@@ -259,7 +262,11 @@ class DatagramPort:
             if traffic.stopped():
                 traffic.counters.drop("stale", taken)
                 return
-            self._receiver.burstsReceived(bursts)
+            try:
+                self._receiver.burstsReceived(bursts)
+            except Exception:
+                # The reactor would close the port, and nobody would notice.
+                _log.failure("datagrams that came to {port} are lost by a mistake of ours", port=self.address)
             if traffic.rest and self._mayRest:
                 self._moderate(taken)
 
