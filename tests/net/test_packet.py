@@ -293,6 +293,18 @@ class ArrivalTests(CaptureTestCase):
         lengths = [len(packet) - len(PLAIN) for packet in self.receiver.calls[0]]
         self.assertEqual(lengths, [28, 50, 41, 51])
 
+    def test_tooShort(self) -> None:
+        """What is too short for a header is passed on as it is, and what comes with it and later, too."""
+        stumps = [PLAIN + ipv4(20)[:length] for length in range(20)] + [PLAIN + ipv6(40)[:19]]
+        self.arrive([*stumps, PLAIN + ipv4(100)], [PLAIN + ipv4(101)])
+        self.assertEqual(self.receiver.calls, [[*stumps, PLAIN + ipv4(100)], [PLAIN + ipv4(101)]])
+
+    def test_ownMistake(self) -> None:
+        """A mistake of the port itself, here about what is not even a virtio header, loses no others either."""
+        self.arrive([b""], [PLAIN + ipv4(101)])
+        self.assertEqual(self.receiver.calls, [[PLAIN + ipv4(101)]])
+        self.assertEqual(len(self.flushLoggedErrors(IndexError)), 1)
+
     def test_mistake(self) -> None:
         """A mistake of the receiver loses these packets and no others."""
         self.receiver.broken = True

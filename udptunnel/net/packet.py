@@ -41,7 +41,7 @@ from udptunnel.net.platforms import fcntl
 from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.tun import LARGEST_PACKET, Receiver
 from udptunnel.net.tundevice import HEADER_BYTES
-from udptunnel.wire.ip import IPV6_BYTES
+from udptunnel.wire.ip import IPV4_BYTES, IPV6_BYTES
 from udptunnel.wire.vnet import NEEDS_CSUM
 
 SOL_PACKET = 263
@@ -313,26 +313,27 @@ class CapturePort:
             self._readFailed(error)
             return
         if packets:
-            self._pass(self._withoutLink(packets) if self._link else packets)
+            self._pass(packets)
 
     def _pass(self, packets: list[memoryview]) -> None:
-        counters = self._counters
-        counters.received += len(packets)
-        counters.receivedBytes += sum(map(len, packets)) - HEADER_BYTES * len(packets)
         try:
+            if self._link:
+                self._leaveLinkOut(packets)
+            counters = self._counters
+            counters.received += len(packets)
+            counters.receivedBytes += sum(map(len, packets)) - HEADER_BYTES * len(packets)
             self._receiver.packetsReceived(packets)
         except Exception:
             # The reactor would close the port, and nobody would notice.
             _log.failure("packets captured at {name} are lost by a mistake of ours", name=self.interface)
 
-    def _withoutLink(self, packets: list[memoryview]) -> list[memoryview]:
+    def _leaveLinkOut(self, packets: list[memoryview]) -> None:
         """Count from the IP header what was counted from the Ethernet header, and take padding away."""
         for place, packet in enumerate(packets):
             if packet[0] & NEEDS_CSUM or packet[1]:
                 _countFromIp(packet, self._link)
             if len(packet) <= HEADER_BYTES + PADDED_BYTES:
                 packets[place] = _unpadded(packet)
-        return packets
 
     def _readFailed(self, error: OSError) -> None:
         if error.errno in _LOST:
@@ -395,7 +396,9 @@ def _countFromIp(packet: memoryview, link: int) -> None:
 
 
 def _unpadded(packet: memoryview) -> memoryview:
-    """A packet without what follows its end."""
+    """A packet without what follows its end; what is too short for a header is left to who reads it."""
+    if len(packet) < HEADER_BYTES + IPV4_BYTES:
+        return packet
     if packet[HEADER_BYTES] >> 4 == 4:
         (length,) = _LENGTH.unpack_from(packet, HEADER_BYTES + 2)
         return packet[: HEADER_BYTES + length]
