@@ -37,7 +37,7 @@ class MemoryRouting:
     """
 
     def __init__(self, *devices: Device) -> None:
-        card = Device(LAN, "eth0", True, "", frozenset((4, 6)))
+        card = Device(LAN, "eth0", True, "", frozenset((4, 6)), 0, ("192.168.1.7", "192.168.1.8", "fd00:1::7"))
         self.present = [Device(1, "lo", True), card, *(devices or (makeDevice(),))]
         self.table = [
             KernelRoute("192.168.1.0/24", LAN, protocol=2),
@@ -70,6 +70,8 @@ class MemoryRouting:
             raise failure(errno.EEXIST)
         if route.device and all(device.number != route.device for device in self.present):
             raise failure(errno.ENODEV)
+        if route.source and all(route.source not in device.sources for device in self.present):
+            raise failure(errno.EINVAL)
         self.table.append(route._replace(metric=metric))
 
     def removeRoute(self, route: KernelRoute) -> None:
@@ -107,6 +109,11 @@ class MemoryRouting:
         self._called("removeDevice")
         self.present = [each for each in self.present if each.number != device]
         self.table = [each for each in self.table if each.device != device]
+
+    def setAddresses(self, device: int, *addresses: str) -> None:
+        """A device has other addresses. With one of IPv4 go the routes that prefer it."""
+        self.present = [each._replace(sources=addresses) if each.number == device else each for each in self.present]
+        self.table = [each for each in self.table if each.family == 6 or each.source in ("", *addresses)]
 
     def reversePath(self, name: str) -> int:
         return self.strict[name]

@@ -20,7 +20,10 @@ NOWHERE = [
     KernelRoute("10.7.0.0/16", 0, protocol=PROTOCOL, silent=True),
     KernelRoute("fd07::/48", 0, metric=1024, protocol=PROTOCOL, silent=True),
 ]
-INTO_TUN = [route._replace(device=TUN, silent=False) for route in NOWHERE]
+INTO_TUN = [
+    route._replace(device=TUN, silent=False, source=source)
+    for route, source in zip(NOWHERE, ("192.168.1.7", "fd00:1::7"), strict=True)
+]
 VANISHING = {network: "eth0" for network in NETWORKS}
 
 
@@ -104,8 +107,8 @@ class SetupTests(SynchronousTestCase):
 
     def test_tun(self) -> None:
         """
-        With a TUN they lead into it, so that what comes out of it has a way back; only what arrives by the interface
-        vanishes. What comes out of the TUN goes further.
+        With a TUN they lead into it, so that what comes out of it has a way back, and what the host sends bears an
+        address of the interface; only what arrives by the interface vanishes. What comes out of the TUN goes further.
         """
         setup = self.make()
         setup.start("tun0")
@@ -113,6 +116,41 @@ class SetupTests(SynchronousTestCase):
         self.assertEqual(self.system.forwarding, {("tun0", 4), ("tun0", 6)})
         setup.stop()
         self.assertEqual(self.state(), self.before)
+
+    def test_otherAddresses(self) -> None:
+        """
+        When the interface has got other addresses, packets of the host bear one of these, or none that we choose;
+        routes that went with an address are there again, and afterwards everything is as before.
+        """
+        setup = self.make()
+        setup.start("tun0")
+        for addresses in (("192.168.1.9", "fd00:1::7"), ("fd00:1::9",), ("192.168.1.9", "fd00:1::9")):
+            self.system.setAddresses(LAN, *addresses)
+            setup.renew()
+            four = addresses[0] if len(addresses) > 1 else ""
+            expected = [INTO_TUN[0]._replace(source=four), INTO_TUN[1]._replace(source=addresses[-1])]
+            self.assertEqual(sorted(self.system.routes(PROTOCOL)), expected)
+        self.system.table.remove(expected[0])
+        setup.renew()
+        self.assertEqual(sorted(self.system.routes(PROTOCOL)), expected)
+        setup.stop()
+        self.assertEqual(self.ours(), ([], {}))
+
+    def test_otherAddressesUntouched(self) -> None:
+        """Nothing is changed before the start, with raw sockets, without a TUN any more, or after the end."""
+        setup = self.make()
+        setup.renew()
+        self.assertEqual(self.state(), self.before)
+        setup.start()
+        setup.renew()
+        self.assertEqual(self.ours(), (NOWHERE, {}))
+        setup.start("tun0")
+        self.system.removeDevice(TUN)
+        setup.renew()
+        self.assertEqual(self.system.routes(PROTOCOL), [])
+        setup.stop()
+        setup.renew()
+        self.assertEqual(self.ours(), ([], {}))
 
     def test_again(self) -> None:
         """It may be started again, as when the TUN was made anew, and stopped again."""
@@ -256,13 +294,17 @@ class SetupTests(SynchronousTestCase):
         self.assertEqual(
             self.make(NETWORKS[:1]).commands("tun0"),
             [
-                "ip route add 10.7.0.0/16 dev tun0",
+                "ip route add 10.7.0.0/16 dev tun0 src 192.168.1.7",
                 "nft 'add table inet udptunnel-l3-10.7.0.0/16; "
                 "add chain inet udptunnel-l3-10.7.0.0/16 arriving { type filter hook prerouting priority -300; }; "
                 'add rule inet udptunnel-l3-10.7.0.0/16 arriving iifname "eth0" ip daddr 10.7.0.0/16 drop\'',
                 "sysctl -w net.ipv4.conf.tun0.forwarding=1",
             ],
         )
+        self.system.setAddresses(LAN)
+        self.assertEqual(self.make(NETWORKS[:1]).commands("tun0")[0], "ip route add 10.7.0.0/16 dev tun0")
+        self.system.refused["devices"] = failure(errno.EPERM)
+        self.assertEqual(self.make(NETWORKS[:1]).commands("tun0")[0], "ip route add 10.7.0.0/16 dev tun0")
 
 
 HOLD = """

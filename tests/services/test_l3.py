@@ -84,7 +84,7 @@ class MemorySetup:
 
     def __init__(self) -> None:
         self.tuns: list[str] = []
-        self.stops = 0
+        self.stops = self.renewals = 0
         self.wrong = ""
 
     def commands(self, tun: str = "") -> list[str]:
@@ -94,6 +94,9 @@ class MemorySetup:
         if self.wrong:
             raise ListenError(self.wrong)
         self.tuns.append(tun)
+
+    def renew(self) -> None:
+        self.renewals += 1
 
     def stop(self) -> None:
         self.stops += 1
@@ -357,6 +360,16 @@ class LifeTests(ServiceTestCase):
         system.addresses = frozenset((ALICE4,))
         open_._look()
         self.assertEqual(open_.way.policy.own, frozenset())
+
+    def test_renewed(self) -> None:
+        """When this machine's addresses change, the set-up learns it, and at no other time."""
+        _, system = self.start(peer="127.0.0.1:9", allowSelf=True)
+        before = system.setups.renewals
+        self.tick(2 * LOOKS)
+        self.assertEqual(system.setups.renewals, before)
+        system.addresses = frozenset((ALICE4,))
+        self.tick(2 * LOOKS)
+        self.assertEqual(system.setups.renewals, before + 1)
 
 
 class LinkTests(ServiceTestCase):

@@ -210,9 +210,29 @@ class PacketTests(L3TestCase):
         self.startBoth("--inject", "tun", "--allow-self")
         self.assertThrough()
         self.throughLarge()
-        # What these machines themselves send to the other site comes out of the TUN.
-        self.pings(self.sites.a, INNER[0], "-I", AT_A[0])
-        self.pings(self.sites.device, AT_B[0])
+        # What these machines themselves send to the other site comes out of the TUN, from the right address.
+        for version in (0, 1):
+            self.pings(self.sites.b, DEVICE[version])
+            self.pings(self.sites.inner, AT_A[version])
+
+    def test_tunOfItself(self) -> None:
+        """
+        What a machine sends to the other site by itself bears its address towards its own network, which the other end
+        takes; so does its word that a packet has met too many routers.
+        """
+        self.startBoth("--inject", "tun")
+        inside = self.capture(self.sites.device, "eth0")
+        for version, word in ((0, "ICMP echo request"), (1, "ICMP6, echo request")):
+            subprocess.run(
+                self.sites.b.command("ping", "-c", "1", "-W", "0.3", DEVICE[version]),
+                stdout=subprocess.DEVNULL,
+                timeout=20,
+            )
+            inside.says(f"{AT_B[version]} > {DEVICE[version]}: {word}")
+            # The machine at the other site is the one at which the second hop ends.
+            words = self.sites.device.command("ping", "-c", "1", "-W", "5", "-t", "2", INNER[version])
+            done = subprocess.run(words, capture_output=True, text=True, timeout=20)
+            self.assertRegex(done.stdout, f"From {AT_B[version]} icmp_seq=1 Time (to live )?exceeded")
 
     def test_ipv6(self) -> None:
         """IPv6 outside carries both versions inside."""

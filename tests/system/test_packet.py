@@ -298,6 +298,24 @@ class InjectionTests(PacketTestCase):
             self.injects(TunInjector(port))
         self.assertEqual(self.counters.dropped, {})
 
+    def test_otherAddress(self) -> None:
+        """What the host sends bears an address of the interface; also when that has got another one."""
+        with self.byTun():
+            for version, other in ((0, "10.44.0.77"), (1, "fd44::77")):
+                self.assertIn(f" src {GATEWAY[version]} ", self.way(CAPTURED[version]))
+                words = run("ip", "-n", self.gateway.name, "-o", "address", "show", "to", GATEWAY[version]).split()
+                self.gateway.addAddress(f"{other}/{words[3].partition('/')[2]}", "down0")
+                self.gateway.ip("address", "del", words[3], "dev", "down0")
+                with self.gateway.entered():
+                    self.setup.renew()
+                self.assertNotIn(f" src {GATEWAY[version]} ", self.way(CAPTURED[version]))
+                self.assertIn(" dev tun9 ", self.way(CAPTURED[version]))
+                self.assertRegex(self.way(CAPTURED[version]), f" src {other} ")
+
+    def way(self, target: str) -> str:
+        """Which way the gateway's own packets go."""
+        return run("ip", "-n", self.gateway.name, "route", "get", target) + " "
+
     def test_tunReads(self) -> None:
         """
         What the host itself sends to the other side comes out of the TUN, and what arrives by other interfaces; what
@@ -324,7 +342,7 @@ class InjectionTests(PacketTestCase):
     def byTun(self) -> Iterator[TunPort]:
         """A TUN at the gateway, with all that it needs."""
         self.filterStrictly()
-        setup = Setup("down0", PREFIXES)
+        self.setup = setup = Setup("down0", PREFIXES)
         port = TunPort(self.reactor, Interface("tun9"), self.receiver, TunOffload(), self.counters)
         with self.gateway.entered():
             port.open()

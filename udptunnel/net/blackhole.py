@@ -12,7 +12,9 @@ networks lead into the TUN, and a rule of nftables drops what was captured::
     tun    route     NETWORK dev TUN
            nftables  iifname INTERFACE daddr NETWORK drop
 
-Then also what the host itself sends to the other side, such as its ICMP errors, comes to us, out of the TUN.
+Then also what the host itself sends to the other side, such as its ICMP errors, comes to us, out of the TUN. That has
+no address, so the routes say which one such packets bear: one of the interface, for the other end takes only what
+comes from the networks behind us. With IPv4 a route goes with the address that it names.
 
 Routes carry a protocol number of ours, and tables of nftables a name. Who lives holds a name for each of its networks,
 an abstract socket (unix(7)) that each network namespace has its own of and that nobody can leave behind: so the next
@@ -26,6 +28,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from twisted.logger import Logger
@@ -102,6 +105,7 @@ class Setup:
         self._hold = hold
         self._discards: Discards = LinuxDiscards() if discards is None else discards
         self._names: list[Name] = []
+        self._routes: dict[str, KernelRoute] = {}
         self._undo: list[tuple[Callable[..., None], tuple[object, ...]]] = []
 
     # -- by hand
@@ -112,11 +116,12 @@ class Setup:
 
         @param tun: the TUN by which packets are injected, if so.
         """
-        lines = []
+        lines, devices = [], self._devicesIfAny() if tun else {}
         for network in self._networks:
             ip = "ip -6" if ":" in network else "ip"
             if tun:
-                lines.append(f"{ip} route add {network} dev {tun}")
+                source = self._sourceOf(network, devices)
+                lines.append(f"{ip} route add {network} dev {tun}" + (f" src {source}" if source else ""))
                 lines.append(command(network, self._interface))
             else:
                 lines.append(f"{ip} route add blackhole {network}")
@@ -125,6 +130,12 @@ class Setup:
         if self._mtu:
             lines.append(f"ip link set {self._interface} mtu {self._mtu}")
         return lines
+
+    def _devicesIfAny(self) -> dict[str, Device]:
+        try:
+            return self._devices()
+        except OSError:
+            return {}
 
     @property
     def _families(self) -> list[int]:
@@ -152,7 +163,7 @@ class Setup:
     def _start(self) -> None:
         for network in self._networks:
             self._take(network, f"--capture {network}: another process here captures it")
-        devices = {device.name: device for device in self._system.devices()}
+        devices = self._devices()
         for name in filter(None, (self._interface, self.tun)):
             if name not in devices:
                 raise RouteError(f"--setup: there is no interface {name}")
@@ -164,6 +175,9 @@ class Setup:
         if self._mtu:
             self._shorten(devices[self._interface])
 
+    def _devices(self) -> dict[str, Device]:
+        return {device.name: device for device in self._system.devices()}
+
     def _take(self, name: str, taken: str) -> None:
         try:
             self._names.append(self._hold(name))
@@ -171,18 +185,32 @@ class Setup:
             raise RouteError(taken if error.errno == errno.EADDRINUSE else f"--setup: {error.strerror}") from error
 
     def _lead(self, network: str, devices: dict[str, Device]) -> None:
-        family = _familyOf(network)
-        number = devices[self.tun].number if self.tun else 0
-        route = KernelRoute(network, number, metric=USUAL_METRIC[family], protocol=PROTOCOL, silent=not number)
+        route = self._routeFor(network, devices)
         try:
             self._system.addRoute(route)
         except FileExistsError:
             raise RouteError(
                 f"--capture {network}: there is such a route already; remove it, or leave out --setup"
             ) from None
-        self._undo.append((self._system.removeRoute, (route,)))
+        self._routes[network] = route
+        self._undo.append((self._leaveAlone, (network,)))
         if self.tun:
             self._discard(network)
+
+    def _routeFor(self, network: str, devices: dict[str, Device]) -> KernelRoute:
+        metric = USUAL_METRIC[_familyOf(network)]
+        if not self.tun:
+            return KernelRoute(network, 0, metric=metric, protocol=PROTOCOL, silent=True)
+        source, number = self._sourceOf(network, devices), devices[self.tun].number
+        return KernelRoute(network, number, metric=metric, protocol=PROTOCOL, source=source)
+
+    def _sourceOf(self, network: str, devices: dict[str, Device]) -> str:
+        """The address of the interface that packets of this host to a network bear; empty: it has none."""
+        sources = devices[self._interface].sources if self._interface in devices else ()
+        return next((each for each in sources if _familyOf(each) == _familyOf(network)), "")
+
+    def _leaveAlone(self, network: str) -> None:
+        self._system.removeRoute(self._routes.pop(network))
 
     def _discard(self, network: str) -> None:
         # It may fail halfway, and leave a table without a rule.
@@ -201,6 +229,26 @@ class Setup:
                 raise
             # Where it can not be done for one device, it is not for us to make a router of the host.
             self._log.warn("IPv6 from the peer is not forwarded before: sysctl -w net.ipv6.conf.all.forwarding=1")
+
+    # -- other addresses
+
+    def renew(self) -> None:
+        """The host has got other addresses: what it sends itself bears one that is there."""
+        devices = self._devicesIfAny() if self.tun and self._routes else {}
+        if self.tun not in devices:
+            return
+        for network, route in list(self._routes.items()):
+            try:
+                self._renewOne(route, self._routeFor(network, devices))
+            except OSError as error:
+                self._log.warn("not changed, {what}: {error}", what=route, error=_reason(error))
+
+    def _renewOne(self, route: KernelRoute, wanted: KernelRoute) -> None:
+        if wanted != route:
+            _unlessGone(self._system.removeRoute, route)
+            self._routes[route.network] = wanted
+        with suppress(FileExistsError):
+            self._system.addRoute(wanted)
 
     # -- the interface's MTU
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -36,6 +36,12 @@ _FIB_RULE_INVERT = 2
 _NO_SUPPRESSION = 0xFFFFFFFF
 """From linux/rtnetlink.h and linux/fib_rules.h."""
 
+_PASSING = 0x01 | 0x08 | 0x20 | 0x40
+"""
+From linux/if_addr.h, of addresses: secondary or temporary, in use by somebody else, deprecated, or perhaps in use
+(IFA_F_SECONDARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE).
+"""
+
 _IFF_LOWER_UP = 0x10000
 """From linux/if.h: there is a carrier. A TUN has one while somebody holds its descriptor."""
 
@@ -57,6 +63,8 @@ class Device(NamedTuple):
     """4 and 6, as far as it has addresses that others than neighbours can use."""
 
     mtu: int = 0
+    sources: tuple[str, ...] = ()
+    """Those of these addresses that packets may bear for long, of both families."""
 
 
 class KernelRoute(NamedTuple):
@@ -76,6 +84,9 @@ class KernelRoute(NamedTuple):
 
     silent: bool = False
     """Without a device: whether packets vanish, and nobody is told that the network is unreachable."""
+
+    source: str = ""
+    """With a device: the address that packets of ours bear (RTA_PREFSRC). It is not read back."""
 
     @property
     def family(self) -> int:
@@ -160,11 +171,11 @@ class LinuxRouting:
     def devices(self) -> list[Device]:
         """All network devices."""
         with _opened() as ip:
-            families: dict[int, set[int]] = {}
+            addresses: dict[int, list[Any]] = {}
             for each in ip.get_addr():
                 if each["scope"] < _RT_SCOPE_LINK:
-                    families.setdefault(each["index"], set()).add(_familyOf(each["family"]))
-            return [_device(link, frozenset(families.get(link["index"], ()))) for link in ip.get_links()]
+                    addresses.setdefault(each["index"], []).append(each)
+            return [_device(link, addresses.get(link["index"], ())) for link in ip.get_links()]
 
     def routes(self, protocol: int | None = None, table: int | None = None) -> list[KernelRoute]:
         """The unicast, unreachable and blackhole routes."""
@@ -182,7 +193,8 @@ class LinuxRouting:
     def removeRoute(self, route: KernelRoute) -> None:
         """Take a route away."""
         with _opened() as ip:
-            ip.route("del", **_routeFields(route))
+            # The kernel may have taken its source away, as the address is gone.
+            ip.route("del", **_routeFields(route._replace(source="")))
 
     def rules(self, protocol: int) -> list[Rule]:
         """The rules that somebody has made."""
@@ -269,10 +281,17 @@ def _familyOf(number: int) -> int:
     return 6 if number == socket.AF_INET6 else 4
 
 
-def _device(link: Any, families: frozenset[int]) -> Device:
+def _device(link: Any, addresses: Collection[Any]) -> Device:
     name, alias = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_IFALIAS") or ""
     isUp = bool(link["flags"] & _IFF_LOWER_UP)
-    return Device(link["index"], name, isUp, alias, families, link.get_attr("IFLA_MTU") or 0)
+    families = frozenset(_familyOf(each["family"]) for each in addresses)
+    sources = tuple(_addressOf(each) for each in addresses if not each["flags"] & _PASSING)
+    return Device(link["index"], name, isUp, alias, families, link.get_attr("IFLA_MTU") or 0, sources)
+
+
+def _addressOf(message: Any) -> str:
+    """The end of it that is here: with point-to-point links the other one is IFA_ADDRESS."""
+    return str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
 
 
 def _is(message: Any) -> bool:
@@ -302,6 +321,8 @@ def _routeFields(route: KernelRoute) -> dict[str, Any]:
         fields.update(dst=host, dst_len=int(length))
     if route.metric:
         fields["priority"] = route.metric
+    if route.source:
+        fields["prefsrc"] = route.source
     if not route.device:
         return {**fields, "type": _RTN_BLACKHOLE if route.silent else _RTN_UNREACHABLE}
     if route.gateway:

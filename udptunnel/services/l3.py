@@ -167,6 +167,7 @@ class L3Service(MultiService):
         self._ticking: LoopingCall | None = None
         self._trying: IDelayedCall | None = None
         self._ticks = 0
+        self._own: frozenset[bytes] = frozenset()
         self._wasUp = False
         if config.status is not None:
             allowed = config.insecureNoAuth
@@ -332,8 +333,12 @@ class L3Service(MultiService):
 
     def _look(self) -> None:
         """Look at what may have changed."""
+        own = self._system.own()
+        if own != self._own:
+            self._own = own
+            self._setup.renew()
         if not self.config.allowSelf:
-            self.way.policy.own = self._system.own()
+            self.way.policy.own = own
         if not self.config.mtu and not self.config.link:
             self._lookAtPath()
 
