@@ -109,6 +109,13 @@ class HidingTests(SynchronousTestCase):
                 good, bad = (fragment(ends, protocol, 0, True, bytes(size)) for size in (enough, enough - 8))
                 self.assertEqual((hidesHeader(parse(good)), hidesHeader(parse(bad))), (False, True))
 
+    def test_extensions(self) -> None:
+        """The first one of IPv6 brings what it carries, and no more extension headers (RFC 7112, RFC 5095)."""
+        for kind in (0, 43, 44, 60):
+            self.assertTrue(hidesHeader(parse(fragment(SIX, kind, 0, True, bytes((UDP,)) + bytes(63)))), kind)
+            self.assertFalse(hidesHeader(parse(fragment(SIX, kind, 64, True, bytes(64)))), kind)
+            self.assertFalse(hidesHeader(parse(fragment(FOUR, kind, 0, True, bytes(64)))), kind)
+
     def test_inside(self) -> None:
         """No other one begins inside of it (RFC 3128)."""
         for offset, expected in ((8, True), (16, True), (24, False)):

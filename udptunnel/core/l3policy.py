@@ -15,6 +15,7 @@ from ipaddress import ip_network
 from udptunnel.wire.frame import Buffer
 from udptunnel.wire.ip import (
     DESTINATION_OPTIONS,
+    FRAGMENT,
     HOP_BY_HOP,
     IPV6_BYTES,
     ROUTING,
@@ -26,6 +27,8 @@ from udptunnel.wire.transport import TCP_BYTES, UDP_BYTES
 
 MOST_REMEMBERED = 4096
 """Pairs of addresses about which is remembered that they may talk; then all are forgotten."""
+
+_EXTENSIONS = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS))
 
 _LEAST_FIRST = {TCP: TCP_BYTES, UDP: UDP_BYTES}
 _LEAST_OTHERS = 8
@@ -147,7 +150,8 @@ def _extensions(frame: Buffer, end: int) -> Iterable[int]:
 def hidesHeader(packet: Packet) -> bool:
     """
     Whether a fragment hides what a firewall wants to see (RFC 1858, RFC 3128): the first one is too short for the
-    header of what it carries, or another one begins inside of it.
+    header of what it carries, or another one begins inside of it. In IPv6 also if the first one begins with one more
+    extension header, among which may be a routing header (RFC 5095), or which may go on in the next one (RFC 7112).
     """
     fragment = packet.fragment
     if fragment is None:
@@ -155,4 +159,6 @@ def hidesHeader(packet: Packet) -> bool:
     least = _LEAST_FIRST.get(packet.protocol, _LEAST_OTHERS)
     if fragment.offset:
         return fragment.offset < least
+    if packet.version == 6 and packet.protocol in _EXTENSIONS:
+        return True
     return packet.totalLength - packet.payloadStart < least
