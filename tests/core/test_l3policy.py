@@ -8,7 +8,7 @@ from tests.core.l3 import ALICE4, ALICE6, BEHIND_B, BOB4, BOB6, FOUR, SIX, fragm
 from tests.wire.packets import EXTENSIONS6, OPTIONS4
 from udptunnel.core.l3overlap import LIFE_SECONDS, MOST_PACKETS, MOST_PARTS, PassingFragments
 from udptunnel.core.l3policy import MOST_REMEMBERED, Policy, Prefixes, hidesHeader, isMartian
-from udptunnel.wire.ip import ICMP, TCP, UDP, ipHeader, packHost, parse
+from udptunnel.wire.ip import ICMP, ICMPV6, TCP, UDP, ipHeader, packHost, parse
 
 MARTIANS = (
     *("0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.1.1", "169.254.1.1", "224.0.0.1", "239.1.1.1", "240.0.0.1"),
@@ -83,6 +83,22 @@ class PolicyTests(SynchronousTestCase):
             found = parse(options)
             self.policy = Policy(Prefixes((f"{found.destinationHost}", f"{found.sourceHost}")))
             self.assertEqual((self.outward(options), self.inward(options)), ("outward options", "inward options"))
+
+    def test_neighbours(self) -> None:
+        """Nobody behind the other end passes for a neighbour: neighbour discovery does not, other ICMPv6 does."""
+        ends, options = (BOB6, ALICE6), bytes((ICMPV6, 0, 0, 0, 0, 0, 0, 0))
+        for kind in range(128, 144):
+            expected = "inward neighbour" if 133 <= kind <= 137 else ""
+            message = bytes((kind,)) + bytes(23)
+            for packet in (
+                ipHeader(*ends, ICMPV6, 24) + message,
+                ipHeader(*ends, 60, 32) + options + message,
+                fragment(ends, ICMPV6, 0, True, message),
+            ):
+                self.assertEqual(self.inward(packet), expected, kind)
+            for packet in (fragment(ends, ICMPV6, 24, False, message), ipHeader(*ends, UDP, 24) + message):
+                self.assertEqual(self.inward(packet), "", kind)
+        self.assertEqual(self.inward(ipHeader(*ends, ICMPV6, 0)), "")
 
     def test_routing(self) -> None:
         """A routing header does not pass even if its packet has no other place to go; other extensions do."""

@@ -4,7 +4,8 @@ Which packets may go through an l3-tunnel, in either direction.
 The other end is believed as far as its prefixes go: what comes from it bears one
 of its addresses, and is for somebody behind us, not for this machine. What may
 mean one thing to a firewall and another to who receives it does not pass: options,
-source routes, and fragments that hide a header or change one.
+source routes, and fragments that hide a header or change one. Nor does what is said among neighbours: who gets it from
+us may take us for one, as raw sockets leave the hop limit as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from udptunnel.wire.ip import (
     DESTINATION_OPTIONS,
     FRAGMENT,
     HOP_BY_HOP,
+    ICMPV6,
     IPV6_BYTES,
     ROUTING,
     TCP,
@@ -32,6 +34,9 @@ _EXTENSIONS = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS))
 
 _LEAST_FIRST = {TCP: TCP_BYTES, UDP: UDP_BYTES}
 _LEAST_OTHERS = 8
+_AMONG_NEIGHBOURS = range(133, 138)
+"""Types of ICMPv6: from router solicitation to redirect (RFC 4861 section 4)."""
+
 _FLAGS_AT = 13
 _V6_LENGTH_AT = 1
 
@@ -121,6 +126,8 @@ class Policy:
             self._remember(self._good[1], pair)
         if _hasOptions(packet, frame):
             return "inward options"
+        if packet.protocol == ICMPV6 and _isAmongNeighbours(packet, frame):
+            return "inward neighbour"
         return ""
 
     def _remember(self, good: set[bytes], pair: bytes) -> None:
@@ -145,6 +152,12 @@ def _extensions(frame: Buffer, end: int) -> Iterable[int]:
         yield kind
         length = 8 if kind not in (HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS) else 8 + frame[place + _V6_LENGTH_AT] * 8
         kind, place = frame[place], place + length
+
+
+def _isAmongNeighbours(packet: Packet, frame: Buffer) -> bool:
+    """Whether a packet of ICMPv6, or the first part of one, is of neighbour discovery."""
+    begins = packet.fragment is None or not packet.fragment.offset
+    return begins and packet.payloadStart < packet.totalLength and frame[packet.payloadStart] in _AMONG_NEIGHBOURS
 
 
 def hidesHeader(packet: Packet) -> bool:
