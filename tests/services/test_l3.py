@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.l3 import ALICE4, BEHIND_A, BEHIND_B, BOB4, FOUR, KEY, headerSum, life, plain, udpPacket
@@ -192,6 +193,31 @@ class ConfigurationTests(ServiceTestCase):
         ):
             error = self.assertRaises(ConfigError, self.make, **texts)
             self.assertIn(word, str(error))
+
+    def test_carriedInItself(self) -> None:
+        """
+        Where messages go is not to be captured, be it the other end or a udp-server. With --setup that is refused,
+        without it somebody may have made another route, and is warned.
+        """
+        seen: list[str] = []
+
+        def observer(event: LogEvent) -> None:
+            seen.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        for texts, word in (
+            ({"capture": ("10.2.0.0/16", "127.0.0.0/8")}, "--peer 127.0.0.1:9 is in --capture 127.0.0.0/8"),
+            ({"link": ["tcp:10.3.0.1:1", "tcp:10.2.0.1:1"]}, "--link 10.2.0.1:1 is in --capture 10.2.0.0/16"),
+            ({"link": [r"tcp:fd00\:2\:\:7:1"]}, "--link [fd00:2::7]:1 is in --capture fd00:2::/64"),
+        ):
+            error = self.assertRaises(ConfigError, self.make, peer="127.0.0.1:9", setup=True, **texts)
+            self.assertIn(word, str(error))
+            self.assertEqual(self.make(peer="127.0.0.1:9", **texts)[0]._doubt[: len(word)], word)
+        self.start(peer="127.0.0.1:9", capture=("127.0.0.0/8",))
+        self.assertEqual(len([each for each in seen if each.startswith("--peer 127.0.0.1:9 is in")]), 1)
+        for texts in ({}, {"link": ["tcp:nobody.invalid:1", "unix:/x"], "peer": "10.2.0.1:9"}):
+            self.make(**{"peer": "127.0.0.1:9", "setup": True, **texts})
 
     def test_key(self) -> None:
         """A key file holds 32 bytes in base64; otherwise the file is named, and not what is in it."""

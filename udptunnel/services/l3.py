@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from udptunnel.config import L3Config
 from udptunnel.core.counters import Counters
 from udptunnel.core.l3way import Way
-from udptunnel.errors import ListenError
+from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.blackhole import Setup
 from udptunnel.net.datagrams import DatagramPort, Traffic
 from udptunnel.net.injection import Injector, LinuxRawSystem, RawInjector, TunInjector
@@ -32,7 +32,7 @@ from udptunnel.net.platforms import require
 from udptunnel.net.sockaddr import familyOf
 from udptunnel.net.tun import Receiver, TunOffload, TunPort
 from udptunnel.net.tundevice import Interface
-from udptunnel.services.l3options import LEAST_MTU, anyPort, check, linkConfig, readKey
+from udptunnel.services.l3options import LEAST_MTU, anyPort, carriedInItself, check, linkConfig, readKey
 from udptunnel.services.l3outer import LinkOuter, Outer, UdpOuter
 from udptunnel.services.links import every
 from udptunnel.services.local import LocalService
@@ -159,6 +159,9 @@ class L3Service(MultiService):
         self.traffic = Traffic(reactor, probe(parseNames(config.offload)), self.counters, config.rest / 1000)
         self._system: System = system or LinuxSystem()
         self.way = self._makeWay(config)
+        self._doubt = carriedInItself(config, self.way.peer)
+        if self._doubt and config.setup:
+            raise ConfigError(f"{self._doubt}: capture less, or do by hand what --setup does")
         self._outer = self._makeOuter(config)
         self._setup = self._system.setup(self)
         self._injector: Injector | None = None
@@ -222,6 +225,8 @@ class L3Service(MultiService):
         except ListenError:
             self._close()
             raise
+        if self._doubt:
+            self._log.warn("{doubt}, unless a narrower route leads there", doubt=self._doubt)
         self._ticking = every(TICK_SECONDS, self._tick, self.reactor, self._log)
         self._log.info(
             "l3-tunnel: packets to {networks} from {where}, for {peer}, of {mtu} bytes at most",

@@ -7,9 +7,13 @@ import binascii
 import socket
 
 from udptunnel.config import L3Config, LocalConfig
+from udptunnel.core.l3policy import Prefixes
 from udptunnel.errors import ConfigError
 from udptunnel.net.sockaddr import familyOf
+from udptunnel.services.local import tcpTarget
+from udptunnel.services.proxies import resolved
 from udptunnel.wire.address import Address
+from udptunnel.wire.ip import packHost
 from udptunnel.wire.l3 import KEY_BYTES
 
 LEAST_MTU = 68
@@ -36,6 +40,30 @@ def check(config: L3Config) -> None:
         raise ConfigError("neither --local ADDRESS:PORT nor --peer HOST:PORT is given: one end must know the other")
     if config.local is not None and not config.local.port and config.peer is None:
         raise ConfigError(f"--local {config.local}: without --peer the other end must know the port: give one")
+
+
+def carriedInItself(config: L3Config, peer: Address | None) -> str:
+    """
+    What is to be said if messages go to a network that is captured, and so would be carried in messages; empty if not.
+
+    @param peer: the other end, in digits unless there are links; the names of udp-servers are looked up, which blocks.
+    """
+    hosts = [each for server in config.link for each in _serverOf(server)]
+    if not config.link and peer is not None:
+        hosts.append(("--peer", peer))
+    for option, address in hosts:
+        for network in config.capture:
+            if packHost(address.host) in Prefixes((network,)):
+                return f"{option} {address} is in --capture {network}, and what goes to it would be carried to it"
+    return ""
+
+
+def _serverOf(server: str) -> list[tuple[str, Address]]:
+    """A udp-server in digits, with its option; nothing if it has no address, or nobody knows it yet."""
+    try:
+        return [("--link", resolved("--link", tcpTarget(server)))]
+    except (ValueError, ConfigError):
+        return []
 
 
 def readKey(name: str) -> bytes:

@@ -207,7 +207,7 @@ class LocalService(MultiService):
         if config.via is not None:
             raise ConfigError(f"--plugin {config.plugin} and --via {config.via}: the plugin connects by itself")
         try:
-            return {text: LocalPlugin(self._reactor, config, _tcpTarget(text), guard) for text in config.server}
+            return {text: LocalPlugin(self._reactor, config, tcpTarget(text), guard) for text in config.server}
         except ValueError as error:
             raise ConfigError(f"--server {', '.join(config.server)}: {error}") from error
 
@@ -254,7 +254,7 @@ class LocalService(MultiService):
             if self.config.via is None:
                 way: IStreamClientEndpoint = clientFromString(self._reactor, server)
                 return way
-            return SocksClientEndpoint(self._reactor, self._hop(self.config.via), _tcpTarget(server))
+            return SocksClientEndpoint(self._reactor, self._hop(self.config.via), tcpTarget(server))
         except (ValueError, TypeError, LookupError) as error:
             raise ConfigError(f"--server {server}: no client endpoint: {error}") from error
 
@@ -530,13 +530,17 @@ def _hostIn(server: str) -> str:
     @raise ConfigError: there is none.
     """
     try:
-        return _tcpTarget(server).host
+        return tcpTarget(server).host
     except ValueError:
         raise ConfigError(f"--server {server}: say with --tls-name which name its certificate has") from None
 
 
-def _tcpTarget(server: str) -> Address:
-    """The address in C{tcp:HOST:PORT}, which is all that a SOCKS5 server can be asked for."""
+def tcpTarget(server: str) -> Address:
+    """
+    The address in C{tcp:HOST:PORT}, which is all that a SOCKS5 server can be asked for.
+
+    @raise ValueError: it is another kind of endpoint.
+    """
     kind, _, rest = server.partition(":")
     host, _, port = rest.rpartition(":")
     host, port = host.removeprefix("host="), port.removeprefix("port=")
