@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.examples import EXAMPLES
 from udptunnel.errors import PacketError
+from udptunnel.wire.burst import LARGEST_DATAGRAM
 from udptunnel.wire.l3 import (
     DATA,
     DATA_BYTES,
@@ -84,3 +85,8 @@ class MessageTests(SynchronousTestCase):
     def test_innerMtu(self) -> None:
         """Around a packet there are 60 bytes with IPv4, 80 with IPv6."""
         self.assertEqual((innerMtu(1500, 4), innerMtu(1500, 6)), (1440, 1420))
+
+    def test_innerMtuLargest(self) -> None:
+        """No message is longer than UDP can carry, however much an interface lets through, as loopback does."""
+        self.assertEqual(innerMtu(65536, 4) + OVERHEAD, LARGEST_DATAGRAM)
+        self.assertLess(innerMtu(65536, 6) + OVERHEAD, LARGEST_DATAGRAM)
