@@ -209,6 +209,19 @@ class SetupTests(SynchronousTestCase):
             setup.stop()
             self.assertEqual(self.state(), self.before)
 
+    def test_killedWithMtu(self) -> None:
+        """However often a process is killed, its interface bears one mark, which tells the first MTU."""
+        self.system.setAlias(LAN, "uplink")
+        before = self.state()
+        for _ in range(3):
+            self.make(mtu=1400).start()
+            self.names.held.clear()
+            self.assertEqual(self.system.present[1].alias, "uplink [udptunnel l3-tunnel: mtu was 1500]")
+        last = self.make()
+        last.start()
+        last.stop()
+        self.assertEqual(self.state(), before)
+
     def test_living(self) -> None:
         """What belongs to a living process stays."""
         self.make(["10.8.0.0/16"], mtu=1400).start("tun0")

@@ -168,6 +168,8 @@ class Setup:
             if name not in devices:
                 raise RouteError(f"--setup: there is no interface {name}")
         self._sweep(devices)
+        # What the sweep has written on a device is not to be written there once more.
+        devices = self._devices()
         for network in self._networks:
             self._lead(network, devices)
         for family in self._families if self.tun else ():
