@@ -308,9 +308,9 @@ class SetupTests(SynchronousTestCase):
             self.make(NETWORKS[:1]).commands("tun0"),
             [
                 "ip route add 10.7.0.0/16 dev tun0 src 192.168.1.7",
-                "nft 'add table inet udptunnel-l3-10.7.0.0/16; "
-                "add chain inet udptunnel-l3-10.7.0.0/16 arriving { type filter hook prerouting priority -300; }; "
-                'add rule inet udptunnel-l3-10.7.0.0/16 arriving iifname "eth0" ip daddr 10.7.0.0/16 drop\'',
+                "nft 'add table inet udptunnel-by-hand-10.7.0.0/16; "
+                "add chain inet udptunnel-by-hand-10.7.0.0/16 arriving { type filter hook prerouting priority -300; }; "
+                'add rule inet udptunnel-by-hand-10.7.0.0/16 arriving iifname "eth0" ip daddr 10.7.0.0/16 drop\'',
                 "sysctl -w net.ipv4.conf.tun0.forwarding=1",
             ],
         )

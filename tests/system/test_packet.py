@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from unittest import SkipTest
+from unittest import SkipTest, skipUnless
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -406,6 +406,20 @@ class SetupTests(PacketTestCase):
             setup.start()
             setup.stop()
         self.assertEqual(self.state(), before)
+
+    @skipUnless(shutil.which("nft"), "no nft")
+    def test_byHand(self) -> None:
+        """What somebody has typed who does without the set-up is his, and stays, whoever starts."""
+        for command in Setup("down0", PREFIXES).commands("lo"):
+            if command.startswith("nft "):
+                run(*self.gateway.command("sh", "-c", command))
+        made = run(*self.gateway.command("nft", "list", "ruleset"))
+        self.assertEqual(made.count("table inet"), len(PREFIXES))
+        setup = Setup("down0", ["10.66.0.0/16"])
+        with self.gateway.entered():
+            setup.start()
+            setup.stop()
+        self.assertEqual(run(*self.gateway.command("nft", "list", "ruleset")), made)
 
     def state(self) -> list[str]:
         """What could be different afterwards."""

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 _PREFIX, _CHAIN = "udptunnel-l3-", "arriving"
+_BY_HAND = "udptunnel-by-hand-"
+"""What the name of a table begins with that somebody else makes: nobody but him takes that away."""
 
 PRIORITY = -300
 """NF_IP_PRI_RAW of linux/netfilter_ipv4.h: before connections are tracked."""
@@ -71,7 +73,7 @@ class LinuxDiscards:
 
 def command(network: str, interface: str) -> str:
     """What somebody must type who adds it by hand."""
-    table, version = f"inet {_nameOf(network)}", "ip6" if ":" in network else "ip"
+    table, version = f"inet {_nameOf(network, _BY_HAND)}", "ip6" if ":" in network else "ip"
     return (
         f"nft 'add table {table}; "
         f"add chain {table} {_CHAIN} {{ type filter hook prerouting priority {PRIORITY}; }}; "
@@ -79,8 +81,8 @@ def command(network: str, interface: str) -> str:
     )
 
 
-def _nameOf(network: str) -> str:
-    return _PREFIX + network.replace(":", "-")
+def _nameOf(network: str, prefix: str = _PREFIX) -> str:
+    return prefix + network.replace(":", "-")
 
 
 def _expressions(network: str, interface: str) -> Iterator[Any]:
