@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.core.l3 import ALICE4, ALICE6, BEHIND_B, BOB4, BOB6, FOUR, SIX, fragment, udpPacket
 from tests.wire.packets import EXTENSIONS6, OPTIONS4
 from udptunnel.core.l3overlap import LIFE_SECONDS, MOST_PACKETS, MOST_PARTS, PassingFragments
-from udptunnel.core.l3policy import MOST_REMEMBERED, Policy, Prefixes, hidesHeader, isMartian
+from udptunnel.core.l3policy import MOST_REMEMBERED, Own, Policy, Prefixes, hidesHeader, isMartian
 from udptunnel.wire.ip import ICMP, ICMPV6, TCP, UDP, ipHeader, packHost, parse
 
 MARTIANS = (
@@ -72,9 +72,13 @@ class PolicyTests(SynchronousTestCase):
         """Nothing from the other end reaches this machine itself, also at an address that it gets later."""
         packet = udpPacket((BOB4, ALICE4))
         self.assertEqual(self.inward(packet), "")
-        self.policy.own = frozenset((ALICE4,))
+        self.policy.own = Own(frozenset((ALICE4,)))
         self.assertEqual(self.inward(packet), "inward own address")
-        self.policy.own = frozenset()
+        self.policy.own = Own(networks=("10.1.0.0/30", "fd00:1::/126"))
+        for ends in ((BOB4, ALICE4), (BOB6, ALICE6)):
+            self.assertEqual(self.inward(udpPacket(ends)), "inward own address")
+        self.assertEqual(self.inward(raw("10.2.0.1", "10.1.0.4")), "")
+        self.policy.own = Own()
         self.assertEqual(self.inward(packet), "")
 
     def test_options(self) -> None:

@@ -37,6 +37,7 @@ from udptunnel.core.l3peer import (
     LIVELY_SECONDS,
     RENEW_SECONDS,
 )
+from udptunnel.core.l3policy import Own
 from udptunnel.core.l3way import MOST_IN_BURST, WAITING_BATCHES, WAITING_SECONDS, Message, Way, merged
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import Burst, count
@@ -346,7 +347,7 @@ class HostileTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.ends = Ends().up()
-        self.ends.a.policy.own = frozenset((ALICE4, ALICE6))
+        self.ends.a.policy.own = Own(frozenset((ALICE4, ALICE6)))
 
     def fromB(self, word: int, *packets: bytes) -> list[bytes]:
         """What A injects when B seals anything."""
@@ -362,7 +363,7 @@ class HostileTests(SynchronousTestCase):
 
     def test_good(self) -> None:
         """The packets below would be injected but for what is wrong with them."""
-        self.ends.a.policy.own = frozenset()
+        self.ends.a.policy.own = Own()
         for packet in (udpPacket((BOB4, ALICE4)), udpPacket((BOB6, ALICE6))):
             self.assertEqual(self.fromB(DATA, packet), [packet])
 

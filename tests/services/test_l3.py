@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.l3 import ALICE4, BEHIND_A, BEHIND_B, BOB4, FOUR, KEY, headerSum, life, plain, udpPacket
 from udptunnel.config import L3Config, fill
+from udptunnel.core.l3policy import Own
 from udptunnel.core.l3way import Message
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.datagrams import DatagramPort
@@ -112,7 +113,8 @@ class MemorySystem:
 
     def __init__(self) -> None:
         self.mtu = 0
-        self.addresses: frozenset[bytes] = frozenset()
+        self.addresses = Own()
+        self.blind = False
         self.captures: list[MemoryCapture] = []
         self.tuns: list[MemoryTun] = []
         self.injector = MemoryInjector()
@@ -132,7 +134,9 @@ class MemorySystem:
     def raw(self, service: L3Service) -> Any:
         return self.injector
 
-    def own(self) -> frozenset[bytes]:
+    def own(self) -> Own:
+        if self.blind:
+            raise PermissionError("not for you")
         return self.addresses
 
     def pathMtu(self, host: str) -> int:
@@ -379,13 +383,32 @@ class LifeTests(ServiceTestCase):
     def test_own(self) -> None:
         """This machine's addresses are looked at again and again, unless it may be reached."""
         service, system = self.start(peer="127.0.0.1:9")
-        system.addresses = frozenset((ALICE4,))
+        system.addresses = Own(frozenset((ALICE4,)))
         self.tick(LOOKS)
-        self.assertEqual(service.way.policy.own, {ALICE4})
+        self.assertEqual(service.way.policy.own, Own(frozenset((ALICE4,))))
         open_, system = self.make(peer="127.0.0.1:9", allowSelf=True)
-        system.addresses = frozenset((ALICE4,))
+        system.addresses = Own(frozenset((ALICE4,)))
         open_._look()
-        self.assertEqual(open_.way.policy.own, frozenset())
+        self.assertEqual(open_.way.policy.own, Own())
+
+    def test_ownUnknown(self) -> None:
+        """
+        Addresses that can not be read are those that they were, which is said; if none are known it does not start,
+        unless it may be reached anyhow.
+        """
+        service, system = self.start(peer="127.0.0.1:9")
+        system.addresses = Own(frozenset((ALICE4,)))
+        self.tick(LOOKS)
+        system.blind = True
+        self.tick(3 * LOOKS)
+        self.assertEqual(service.way.policy.own, Own(frozenset((ALICE4,))))
+        other, system = self.make(peer="127.0.0.1:9")
+        system.blind = True
+        self.assertIn("only --allow-self", str(self.assertRaises(ListenError, other.startService)))
+        self.assertEqual(self.portOf(other).fileno(), -1)
+        other, system = self.make(peer="127.0.0.1:9", allowSelf=True)
+        system.blind = True
+        other._look()
 
     def test_renewed(self) -> None:
         """When this machine's addresses change, the set-up learns it, and at no other time."""
@@ -393,7 +416,7 @@ class LifeTests(ServiceTestCase):
         before = system.setups.renewals
         self.tick(2 * LOOKS)
         self.assertEqual(system.setups.renewals, before)
-        system.addresses = frozenset((ALICE4,))
+        system.addresses = Own(frozenset((ALICE4,)))
         self.tick(2 * LOOKS)
         self.assertEqual(system.setups.renewals, before + 1)
 

@@ -23,6 +23,7 @@ from udptunnel.net.blackhole import PROTOCOL, Setup
 from udptunnel.net.discards import LinuxDiscards
 from udptunnel.net.injection import Injector, RawInjector, TunInjector
 from udptunnel.net.offload import SOL_UDP, UDP_SEGMENT
+from udptunnel.net.ownaddresses import ownAddresses
 from udptunnel.net.packet import RETRY_SECONDS, CapturePort
 from udptunnel.net.rtnetlink import LinuxRouting
 from udptunnel.net.testing import PortReactor
@@ -361,6 +362,23 @@ class InjectionTests(PacketTestCase):
         with self.gateway.entered():
             for name in ("all", "default"):
                 Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("1")
+
+
+class OwnTests(PacketTestCase):
+    """L{ownAddresses}."""
+
+    def test_local(self) -> None:
+        """All that the host takes for itself is found: also anycast, which routers have, and what routes make local."""
+        for words in (("10.99.0.0/24",), ("fd99::/64",)):
+            self.gateway.ip("route", "add", "local", *words, "dev", "lo")
+        with self.gateway.entered():
+            Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+            own = ownAddresses()
+        network = run("ip", "-n", self.gateway.name, "-6", "route", "show", "dev", "down0", "proto", "kernel").split()
+        anycast = network[0].partition("/")[0]
+        self.assertEqual(own.networks, ("10.99.0.0/24", "fd99::/64"))
+        for host in (*GATEWAY, "127.0.0.1", "::1", anycast):
+            self.assertIn(packHost(host), own.addresses)
 
 
 class SetupTests(PacketTestCase):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from udptunnel.wire.frame import Buffer
 from udptunnel.wire.ip import (
@@ -60,6 +61,16 @@ class Prefixes:
         return any(number & mask == network for mask, network in self._networks[len(address)])
 
 
+class Own(NamedTuple):
+    """What this machine takes for itself."""
+
+    addresses: frozenset[bytes] = frozenset()
+    """4 or 16 bytes each."""
+
+    networks: tuple[str, ...] = ()
+    """ADDRESS/LENGTH of each."""
+
+
 def isMartian(address: bytes) -> bool:
     """
     Whether an address is none of a host that can be reached through routers: unspecified, loopback, link-local,
@@ -78,7 +89,7 @@ class Policy:
     """
     The rules of one peer.
 
-    @ivar own: addresses of this machine, and the broadcast addresses of its networks: nothing is injected for them.
+    @ivar own: addresses of this machine, those of broadcast and anycast as well: nothing is injected for them.
     """
 
     def __init__(self, peers: Prefixes) -> None:
@@ -86,18 +97,18 @@ class Policy:
         @param peers: the peer's prefixes.
         """
         self._peers = peers
-        self._own: frozenset[bytes] = frozenset()
+        self._own, self._ownNetworks = Own(), Prefixes(())
         self._good: tuple[set[bytes], set[bytes]] = set(), set()
 
     @property
-    def own(self) -> frozenset[bytes]:
+    def own(self) -> Own:
         """See above."""
         return self._own
 
     @own.setter
-    def own(self, own: frozenset[bytes]) -> None:
+    def own(self, own: Own) -> None:
         if own != self._own:
-            self._own = own
+            self._own, self._ownNetworks = own, Prefixes(own.networks)
             self._good[1].clear()
 
     def outwardRefusal(self, packet: Packet, frame: Buffer) -> str:
@@ -121,7 +132,7 @@ class Policy:
                 return "inward source"
             if isMartian(packet.source) or isMartian(packet.destination):
                 return "inward martian"
-            if packet.destination in self._own:
+            if packet.destination in self._own.addresses or packet.destination in self._ownNetworks:
                 return "inward own address"
             self._remember(self._good[1], pair)
         if _hasOptions(packet, frame):

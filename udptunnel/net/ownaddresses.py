@@ -4,17 +4,46 @@ from __future__ import annotations
 
 import ipaddress
 
-_INTERNET, _INTERNET6 = "/proc/self/net/fib_trie", "/proc/self/net/if_inet6"
+from udptunnel.core.l3policy import Own
+
+_INTERNET = "/proc/self/net/fib_trie"
+_INTERNET6, _ANYCAST6, _ROUTES6 = "/proc/self/net/if_inet6", "/proc/self/net/anycast6", "/proc/self/net/ipv6_route"
+
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+"""The kernel takes packets for all of it, and no packet for it comes from elsewhere."""
+
+_FLAGS_AT = 132
+"""
+Where the flags of a route stand, in 8 digits: behind two networks and a gateway of 32 digits each, the length of each
+network (2), and three numbers (8), with spaces between them.
+"""
+
+_LOCAL_DIGITS = frozenset("89abcdef")
+"""What they begin with when RTF_LOCAL of linux/ipv6_route.h is among them."""
 
 
-def ownAddresses() -> frozenset[bytes]:
+def ownAddresses() -> Own:
     """
-    All addresses at which the kernel itself takes packets, those of broadcast included; 4 or 16 bytes each.
+    All addresses at which the kernel itself takes packets: those of interfaces, of broadcast and anycast, and what
+    somebody has made local by a route.
 
-    It reads what the kernel shows as files, which takes a fraction of a millisecond, so that it may be asked again
-    and again.
+    It reads what the kernel shows as files, which takes a fraction of a millisecond where there are few routes, so
+    that it may be asked again and again.
+
+    @raise OSError: they can not be read.
     """
-    return frozenset(_ipv4(_read(_INTERNET)) + _ipv6(_read(_INTERNET6)))
+    addresses, networks = set[bytes](), set[str]()
+    local: list[_Network] = [*_ipv4(_read(_INTERNET)), *_ipv6(_read(_ROUTES6))]
+    for network in local:
+        if network.prefixlen == network.max_prefixlen:
+            addresses.add(network.network_address.packed)
+        elif network != _LOOPBACK:
+            networks.add(str(network))
+    addresses.update(bytes.fromhex(line.split()[0]) for line in _read(_INTERNET6))
+    addresses.update(bytes.fromhex(line.split()[2]) for line in _read(_ANYCAST6))
+    return Own(frozenset(addresses), tuple(sorted(networks)))
 
 
 def _read(name: str) -> list[str]:
@@ -22,22 +51,26 @@ def _read(name: str) -> list[str]:
     try:
         with open(name, encoding="ascii") as file:
             return file.read().splitlines()
-    except OSError:
+    except FileNotFoundError:
         return []
 
 
-def _ipv4(lines: list[str]) -> list[bytes]:
-    """A leaf, C{|-- ADDRESS}, is followed by lines that say what it is."""
+def _ipv4(lines: list[str]) -> list[ipaddress.IPv4Network]:
+    """A leaf, C{|-- ADDRESS}, is followed by lines that say what it is: C{/LENGTH SCOPE TYPE}."""
     found, address = [], ""
     for line in lines:
         words = line.split()
         if words[:1] == ["|--"]:
             address = words[1]
-        elif words[:1] == ["/32"] and words[-1] in ("LOCAL", "BROADCAST"):
-            found.append(ipaddress.IPv4Address(address).packed)
+        elif words[2:3] == ["LOCAL"] or (words[2:3] == ["BROADCAST"] and words[0] == "/32"):
+            found.append(ipaddress.IPv4Network(address + words[0]))
     return found
 
 
-def _ipv6(lines: list[str]) -> list[bytes]:
-    """A line begins with an address in 32 digits."""
-    return [bytes.fromhex(line.split()[0]) for line in lines]
+def _ipv6(lines: list[str]) -> list[ipaddress.IPv6Network]:
+    """A line is a route, and begins with a network in 32 digits, and its length in 2."""
+    return [
+        ipaddress.IPv6Network((bytes.fromhex(line[:32]), int(line[33:35], 16)))
+        for line in lines
+        if line[_FLAGS_AT : _FLAGS_AT + 1] in _LOCAL_DIGITS
+    ]

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from udptunnel.config import L3Config
 from udptunnel.core.counters import Counters
+from udptunnel.core.l3policy import Own
 from udptunnel.core.l3way import Way
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.net.blackhole import Setup
@@ -73,8 +74,12 @@ class System(Protocol):
     def raw(self, service: L3Service) -> RawInjector:
         """What injects packets without one."""
 
-    def own(self) -> frozenset[bytes]:
-        """The addresses of this machine."""
+    def own(self) -> Own:
+        """
+        The addresses of this machine.
+
+        @raise OSError: they can not be read.
+        """
 
     def pathMtu(self, host: str) -> int:
         """
@@ -108,7 +113,7 @@ class LinuxSystem:
         """What injects packets without one."""
         return RawInjector(service.inside, tooLong=service.tooLong)
 
-    def own(self) -> frozenset[bytes]:
+    def own(self) -> Own:
         """The addresses of this machine."""
         return ownAddresses()
 
@@ -170,7 +175,8 @@ class L3Service(MultiService):
         self._ticking: LoopingCall | None = None
         self._trying: IDelayedCall | None = None
         self._ticks = 0
-        self._own: frozenset[bytes] = frozenset()
+        self._own: Own | None = None
+        self._ownReason = ""
         self._wasUp = False
         if config.status is not None:
             allowed = config.insecureNoAuth
@@ -338,14 +344,30 @@ class L3Service(MultiService):
 
     def _look(self) -> None:
         """Look at what may have changed."""
-        own = self._system.own()
+        self._lookAtOwn()
+        if not self.config.mtu and not self.config.link:
+            self._lookAtPath()
+
+    def _lookAtOwn(self) -> None:
+        """What this machine's addresses are. While they can not be read, those that were known are good."""
+        try:
+            own = self._system.own()
+        except OSError as error:
+            self._ownUnknown(str(error))
+            return
+        self._ownReason = ""
         if own != self._own:
             self._own = own
             self._setup.renew()
         if not self.config.allowSelf:
             self.way.policy.own = own
-        if not self.config.mtu and not self.config.link:
-            self._lookAtPath()
+
+    def _ownUnknown(self, why: str) -> None:
+        if self._own is None and not self.config.allowSelf:
+            raise ListenError(f"the addresses of this machine are not known, and only --allow-self needs none: {why}")
+        if why != self._ownReason:
+            self._ownReason = why
+            self._log.warn("the addresses of this machine may have changed: {why}", why=why)
 
     def _lookAtPath(self) -> None:
         peer = self.way.peer
