@@ -35,6 +35,7 @@ from udptunnel.core.l3peer import (
     DEAD_SECONDS,
     LIFE_SECONDS,
     LIVELY_SECONDS,
+    MOST_ASKED,
     RENEW_SECONDS,
 )
 from udptunnel.core.l3policy import Own
@@ -462,6 +463,20 @@ class HostileTests(SynchronousTestCase):
         self.assertEqual(self.ends.b.received([Burst(ELSEWHERE, initiation.size, initiation.payload)], 0), ([], []))
         self.assertEqual(self.ends.b.counters.dropped, {"handshake refused": 1})
         self.assertEqual((len(self.ends.b._peer.sessions), self.ends.b.peer), (before, A))
+
+    def test_flood(self) -> None:
+        """Of INITIATIONs only so many a second cost anything; later the other end gets through as before."""
+        stranger = Way(bytes(32), B, (), Moments(7).random, Moments(7).moment, keepalive=5)
+        (initiation,) = stranger.tick(0)
+        flood = Burst(ELSEWHERE, initiation.size, bytes(initiation.payload) * (MOST_ASKED + 100))
+        self.ends.now = 60
+        self.ends.b.received([flood], 60)
+        self.assertEqual(self.ends.b.counters.dropped, {"handshake refused": MOST_ASKED, "handshake flood": 100})
+        before = self.ends.b.report(60)["handshakes"]
+        for moment, more in ((60, 0), (60.5, 1)):
+            self.ends.carry(self.ends.a, self.ends.a._messages(self.ends.a._peer._begin(moment)))
+            self.ends.now = 60.5
+            self.assertEqual(self.ends.b.report(moment)["handshakes"], before + more)  # type: ignore[operator]
 
     def test_lateResponse(self) -> None:
         """An answer that nobody waits for is none."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from udptunnel.core.bucket import Bucket
 from udptunnel.core.counters import Counters
 from udptunnel.core.l3keys import Asked, Attempt, Random, Stamp
 from udptunnel.core.l3session import L3Session
@@ -58,6 +59,13 @@ ASK_SECONDS = 1.5
 LIVELY_SECONDS = 60.0
 """...and how long after the last packet that is so."""
 
+MOST_ASKED = 1000
+"""
+INITIATIONS a second that are looked at: whether one is the other end's is only seen with keys, which takes some 30
+microseconds. More than that are somebody's who has not the key; one of the other end that is lost among them is
+followed by others.
+"""
+
 PATIENT_SECONDS = 90.0
 """How long the end without a keepalive tries to reach the other one, after the last packet for it."""
 
@@ -94,6 +102,7 @@ class Peer:
         self._random = random
         self._moment = moment
         self._counters = counters
+        self._asking = Bucket(MOST_ASKED, 0.0)
         self._process = random(4)
         self._stamped = 0
         self._lastStamp = Stamp(-1, b"")
@@ -150,6 +159,9 @@ class Peer:
         """
         try:
             initiation = unpackInitiation(datagram)
+            if not self._asking.take(1, now):
+                self._counters.drop("handshake flood")
+                return []
             asked = Asked(self._key, initiation)
             if not self._isNew(asked.stamp):
                 self._counters.drop("handshake replayed")
