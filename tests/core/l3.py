@@ -174,8 +174,11 @@ class Ends:
 
     def carry(self, way: Way, messages: Sequence[Message]) -> tuple[list[bytes], list[bytes]]:
         """Carry messages of one end, and all answers, until there are none; returns what both inject."""
+        return self.carryAll([(way, message) for message in messages])
+
+    def carryAll(self, queue: list[tuple[Way, Message]]) -> tuple[list[bytes], list[bytes]]:
+        """The same for messages of both ends, in the order in which they were sent."""
         injected: dict[int, list[bytes]] = {id(self.a): [], id(self.b): []}
-        queue = [(way, message) for message in messages]
         while queue:
             sender, message = queue.pop(0)
             source, receiver = (self.atA, self.b) if sender is self.a else (self.atB, self.a)

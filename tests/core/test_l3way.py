@@ -153,6 +153,35 @@ class HandshakeTests(SynchronousTestCase):
             ages = [way.report(ends.now)["session"] for way in (ends.a, ends.b)]
             self.assertLess(max(ages), RENEW_SECONDS[False] + 2)  # type: ignore[type-var]
 
+    def cross(self, seed: int) -> Ends:
+        """Both begin at the same moment, and hear each other's INITIATION before the RESPONSE."""
+        ends = Ends(knows=True)
+        ends.a, ends.b = ends.makeA(seed=2 * seed), ends.makeB(A, seed=2 * seed + 1)
+        fromA, fromB = ends.a.tick(0), ends.b._messages(ends.b._peer.begin(0))
+        ends.carryAll([(ends.a, message) for message in fromA] + [(ends.b, message) for message in fromB])
+        return ends
+
+    def test_crossing(self) -> None:
+        """
+        If both begin at the same moment, both send in one session then, whichever it is. So each is followed to where
+        it goes, and no packet is lost when the next session begins.
+        """
+        begun = set()
+        for seed in range(8):
+            ends = self.cross(seed)
+            a, b = ends.a._peer.current, ends.b._peer.current
+            assert a is not None and b is not None
+            self.assertEqual((a.index, a.remote, a.began), (b.remote, b.index, not b.began))
+            begun.add(a.began)
+            ends.atA = ELSEWHERE
+            self.assertEqual(len(ends.send(ends.a, plain(udpPacket()))[1]), 1)
+            self.assertEqual(ends.b.peer, ELSEWHERE)
+            late = ends.datagrams(ends.b, plain(udpPacket((BOB4, ALICE4))))
+            ends.carry(ends.a, ends.a._messages(ends.a._peer._begin(ends.now)))
+            for datagram in late:
+                self.assertEqual(len(ends.a.received([Burst(B, len(datagram), datagram)], ends.now)[0]), 1)
+        self.assertEqual(begun, {True, False})
+
     def test_confirmed(self) -> None:
         """Who answers uses the new session only once the other end has: an INITIATION may be a replayed one."""
         ends = Ends(knows=True)

@@ -5,7 +5,8 @@ There are three sessions at most: the B{current} one, the one before it, whose
 messages may still be on their way, and the B{next} one, which we have answered
 for and which becomes the current one with the first message under its keys:
 until then the INITIATION may have been a replayed one. Who has begun a session
-begins the next one before it is too old.
+begins the next one before it is too old. If both have begun one at the same
+moment, both send in the one that has the greater number of all four.
 
 Whether the other end is there is found out by asking, for both ends may be
 started anew, and what is between them may forget the way: who has sent a packet
@@ -108,6 +109,7 @@ class Peer:
         self._lastStamp = Stamp(-1, b"")
         self._previous: L3Session | None = None
         self._next: L3Session | None = None
+        self._crossing: L3Session | None = None
         self._attempt: Attempt | None = None
         self._tries = 0
         self._retryAt = 0.0
@@ -139,13 +141,21 @@ class Peer:
         self._lastHeard, self._unanswered = now, None
         if session is self._next:
             self._next = self._attempt = None
-            self._use(session)
+            self._confirmed(session)
         if newest and session is self.current:
             self.address = source
         if packets:
             self._lastPacket = now
             if self._owing is None:
                 self._owing = now
+
+    def _confirmed(self, session: L3Session) -> None:
+        """The other end uses the session that it has begun, perhaps while we have begun the current one."""
+        if session is self._crossing and self.current is not None and _greatest(self.current) > _greatest(session):
+            self._forget(self._previous)
+            self._previous = session
+            return
+        self._use(session)
 
     def asked(self) -> list[bytes]:
         """It wants to know whether we are there."""
@@ -197,6 +207,7 @@ class Peer:
             self._counters.drop("handshake refused")
             return []
         self._attempt = None
+        self._crossing = self._next
         self.address = source
         self._lastHeard, self._unanswered = now, None
         self._use(self._add(L3Session(attempt.index, response.sender, keys, True, now)))
@@ -301,3 +312,8 @@ class Peer:
             "heard": round(now - self._lastHeard, 1) if self._made else None,
             "handshakes": self._made,
         }
+
+
+def _greatest(session: L3Session) -> int:
+    """The greater one of its two numbers, which is the same at both ends."""
+    return max(session.index, session.remote)
