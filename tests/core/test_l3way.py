@@ -10,9 +10,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.core.l3 import (
     ALICE4,
     ALICE6,
+    BEHIND_A,
     BOB4,
     BOB6,
     FOUR,
+    KEY,
     SIX,
     A,
     B,
@@ -36,6 +38,7 @@ from udptunnel.core.l3peer import (
     LIFE_SECONDS,
     LIVELY_SECONDS,
     MOST_ASKED,
+    PENDING_SECONDS,
     RENEW_SECONDS,
 )
 from udptunnel.core.l3policy import Own
@@ -492,6 +495,33 @@ class HostileTests(SynchronousTestCase):
         self.assertEqual(self.ends.b.received([Burst(ELSEWHERE, initiation.size, initiation.payload)], 0), ([], []))
         self.assertEqual(self.ends.b.counters.dropped, {"handshake refused": 1})
         self.assertEqual((len(self.ends.b._peer.sessions), self.ends.b.peer), (before, A))
+
+    def test_recorded(self) -> None:
+        """
+        Who has recorded an INITIATION of before the start, even the end's own by a clock that was ahead, is answered,
+        but locks nobody out with it for longer than some seconds.
+        """
+        before = Way(KEY, A, BEHIND_A, Moments(9).random, lambda: 10**9, keepalive=5)
+        (recorded,) = before.tick(0)
+        ends = Ends()
+        for expected in (1, 0):
+            _, answers = ends.b.received([Burst(ELSEWHERE, recorded.size, recorded.payload)], 0)
+            self.assertEqual(len(answers), expected)
+        ends.carry(ends.a, ends.a.tick(0))
+        self.assertFalse(ends.b.up)
+        self.assertEqual(ends.b.counters.dropped, {"handshake replayed": 2})
+        ends.wait(3 * PENDING_SECONDS)
+        self.assertTrue(ends.b.up)
+
+    def test_answeredTwice(self) -> None:
+        """What a session came of is never answered again, nor is what is older."""
+        ends = Ends()
+        older, newer = ends.a.tick(0) + ends.a._messages(ends.a._peer._begin(0))
+        ends.carry(ends.a, [newer])
+        self.assertTrue(ends.b.up)
+        for message in (newer, older):
+            self.assertEqual(ends.b.received([Burst(A, message.size, message.payload)], 100), ([], []))
+        self.assertEqual(ends.b.counters.dropped, {"handshake replayed": 2})
 
     def test_flood(self) -> None:
         """Of INITIATIONs only so many a second cost anything; later the other end gets through as before."""

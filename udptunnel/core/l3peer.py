@@ -51,6 +51,9 @@ RETRY_SECONDS = (1.0, 2.0, 5.0)
 ANSWER_SECONDS = 1.0
 """Who has received packets, and had nothing to send for so long, says that it is there."""
 
+PENDING_SECONDS = 5.0
+"""How long an INITIATION that was answered, but perhaps is a replayed one, makes those that are no younger old."""
+
 DEAD_SECONDS = 2.5
 """So long after what wants an answer there is none: the other end has lost the session, or is not there."""
 
@@ -106,7 +109,8 @@ class Peer:
         self._asking = Bucket(MOST_ASKED, 0.0)
         self._process = random(4)
         self._stamped = 0
-        self._lastStamp = Stamp(-1, b"")
+        self._lastMoment = self._pendingMoment = -1
+        self._pendingUntil = 0.0
         self._previous: L3Session | None = None
         self._next: L3Session | None = None
         self._crossing: L3Session | None = None
@@ -141,6 +145,7 @@ class Peer:
         self._lastHeard, self._unanswered = now, None
         if session is self._next:
             self._next = self._attempt = None
+            self._lastMoment = self._pendingMoment
             self._confirmed(session)
         if newest and session is self.current:
             self.address = source
@@ -173,7 +178,7 @@ class Peer:
                 self._counters.drop("handshake flood")
                 return []
             asked = Asked(self._key, initiation)
-            if not self._isNew(asked.stamp):
+            if not self._isNew(asked.stamp, now):
                 self._counters.drop("handshake replayed")
                 return []
             index = self._number()
@@ -181,14 +186,19 @@ class Peer:
         except PacketError:
             self._counters.drop("handshake refused")
             return []
-        self._lastStamp = asked.stamp
+        self._pendingMoment, self._pendingUntil = asked.stamp.moment, now + PENDING_SECONDS
         self._forget(self._next)
         self._next = self._add(L3Session(index, initiation.sender, keys, False, now))
         return [message]
 
-    def _isNew(self, stamp: Stamp) -> bool:
-        """Whether it is younger than what was answered last, and not our own that somebody has sent back."""
-        return stamp.moment > self._lastStamp.moment and stamp.process != self._process
+    def _isNew(self, stamp: Stamp, now: float) -> bool:
+        """
+        Whether it is younger than what has led to a session, and than what was answered a moment ago; and not our own
+        that somebody has sent back. What no session came of binds no longer than that: it may be one of before our
+        start, even our own, by a clock that was ahead.
+        """
+        last = max(self._lastMoment, self._pendingMoment) if now < self._pendingUntil else self._lastMoment
+        return stamp.moment > last and stamp.process != self._process
 
     def responseReceived(self, datagram: Buffer, source: Address, now: float) -> list[bytes]:
         """
