@@ -384,6 +384,10 @@ static void test_badProfile(void **state)
     options[0].name = "queue-age";
     options[0].value = NULL;
     assert_int_equal(udptunnel_start_udp_server(&profile, NULL, NULL, &handle), UDPTUNNEL_ERROR_PROFILE);
+    /* Whoever says "false" does not want it turned on. */
+    options[0] = (struct udptunnel_option){"insecure-no-auth", "false"};
+    assert_int_equal(udptunnel_start_udp_server(&profile, NULL, NULL, &handle), UDPTUNNEL_ERROR_PROFILE);
+    assert_non_null(strstr(udptunnel_why(), "option insecureNoAuth takes no value"));
     profile.option_count = 0;
     profile.listen = "nonsense";
     assert_int_equal(udptunnel_start_udp_server(&profile, NULL, NULL, &handle), UDPTUNNEL_ERROR_PROFILE);

@@ -181,6 +181,8 @@ class Bridge:
     def _add(self, kind: type[Any], texts: dict[str, Any], field: str, text: str | None, given: bool = False) -> None:
         default = kind.__dataclass_fields__[field].default
         if isinstance(default, bool):
+            if text is not None:
+                raise ConfigError(f"option {field} takes no value, but has {text!r}: leave it out, or give NULL")
             texts[field] = True
         elif text is None and given:
             raise ConfigError(f"option {field} needs a value")

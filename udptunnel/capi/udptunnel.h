@@ -128,7 +128,10 @@ struct udptunnel_callbacks {
 
 /* -- profiles */
 
-/* Any option of the command line, by its name there without "--": {"queue-age", "100"}. A flag has the value NULL. */
+/*
+ * Any option of the command line, by its name there without "--": {"queue-age", "100"}. A flag has the value NULL, and no other.
+ * This struct never changes.
+ */
 struct udptunnel_option {
     const char *name;
     const char *value;
