@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -46,6 +47,7 @@ from udptunnel.config import Forward, L3Config, LocalConfig, ServerConfig, Tun2s
 from udptunnel.errors import AddressError, ConfigError, ListenError
 from udptunnel.services import server as server_module
 from udptunnel.services.l3 import L3Service
+from udptunnel.services.local import LocalService
 from udptunnel.wire.address import Address
 from udptunnel.wire.ip import TCP, parse
 
@@ -494,6 +496,65 @@ class LifeTests(ApiTestCase):
         self.host.inside = lambda event: event.handle.stop() if isinstance(event, Ready) else None
         self.server(self.host)
         await self.told(Ready, Stopped)
+
+    async def test_stopInsideLast(self) -> None:
+        """Also the last one may, which is told once; that is no mistake that anybody would have to be told of."""
+        self.host.inside = lambda event: event.handle.stop() if isinstance(event, Stopped) else None
+        await self.server(self.host).stop()
+        handle = self.local(self.server())
+        end = handle.stop()
+        await end
+        await self.told(Ready, Stopped, Ready, Stopped)
+        self.assertEqual(self.unhandled(), [])
+
+    async def test_stopInsideBoth(self) -> None:
+        """The first one and the last one may."""
+        self.host.inside = lambda event: event.handle.stop() if isinstance(event, Ready | Stopped) else None
+        self.server(self.host, statistics=0.01)
+        await self.told(Ready, Stopped)
+        self.assertEqual(self.unhandled(), [])
+
+    async def test_stopInsideAndElsewhere(self) -> None:
+        """Whoever else waits for the end does so until the last callback has returned."""
+        late: list[str] = []
+
+        def inside(event: Any) -> None:
+            if isinstance(event, Stopped):
+                event.handle.stop()
+                late.append("callback")
+
+        self.host.inside = inside
+        handle = self.server(self.host)
+        handle.stop().addCallback(lambda nothing: late.append("whoever else"))
+        await self.told(Ready, Stopped)
+        await until(lambda: len(late) == 2)
+        self.assertEqual(late, ["callback", "whoever else"])
+
+    async def test_stopBefore(self) -> None:
+        """A role that is stopped while it begins, by a callback that gets a line of the log, is over when it has begun."""
+        handles: list[Handle] = []
+
+        def inside(event: Any) -> None:
+            if isinstance(event, LogLine) and not handles:
+                handles.append(event.handle)
+                event.handle.stop()
+
+        def make(*arguments: Any) -> LocalService:
+            _log.info("begun")
+            return LocalService(*arguments)
+
+        server = self.server()
+        self.host.inside = inside
+        self.patch(start, "LocalService", make)
+        handle = self.local(server, socks=LISTEN)
+        self.assertEqual(handles, [handle])
+        await self.told(Ready, Stopped)
+        self.assertEqual((handle.sockets, handle.stats()["up"], self.unhandled()), ((), False, []))
+
+    def unhandled(self) -> list[Any]:
+        """What went wrong in a Deferred that nobody has waited for."""
+        gc.collect()
+        return self.flushLoggedErrors()
 
     async def test_otherThread(self) -> None:
         """All of it may be called from any thread; callbacks come in the reactor's."""

@@ -54,13 +54,12 @@ class Handle:
         self._home = home
         self._callback = callback
         self._data = data
-        self._begun = False
+        self._beginning = self._begun = self._stopping = self._over = False
         self._failures = 0
         self._up: set[str] = set()
         self._tap: LogTap | None = None
         self._counting: LoopingCall | None = None
         self._atEnd: Any = None
-        self._closing: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
         self._last: dict[str, Any] | None = None
 
@@ -77,18 +76,27 @@ class Handle:
         @raise ListenError: something can not be opened.
         """
         reactor = self._home.reactor
+        self._beginning = True
+        try:
+            self._start(make, tap)
+        finally:
+            self._beginning = False
+        self._atEnd = reactor.addSystemEventTrigger("before", "shutdown", self._shutdown)
+        self._tell(Ready(self, self.sockets))
+        if self._waiting:
+            self._closeOnce()
+        if statistics and not self._stopping:
+            self._counting = every(statistics, self._tellStatistics, reactor, self._log)
+
+    def _start(self, make: Callable[[Any], Any], tap: LogTap | None) -> None:
         if tap is not None:
             self._tap = tap
             tap.begin()
-        self.service = make(reactor)
+        self.service = make(self._home.reactor)
         self._watch()
         self.service.startService()
         self._begun = True
         self.sockets = tuple(_socketsOf(self.service))
-        self._atEnd = reactor.addSystemEventTrigger("before", "shutdown", self._shutdown)
-        self._tell(Ready(self, self.sockets))
-        if statistics and self._closing is None:
-            self._counting = every(statistics, self._tellStatistics, reactor, self._log)
 
     def _watch(self) -> None:
         """Be told of what happens to the service."""
@@ -159,7 +167,7 @@ class Handle:
         """
         if self._home.inside:
             return self._stop()
-        if self._last is None:
+        if not self._over:
             self._home.call(self._stop)
         return succeed(None)
 
@@ -171,11 +179,18 @@ class Handle:
     def _stop(self) -> Deferred[None]:
         waiting: Deferred[None] = Deferred()
         self._waiting.append(waiting)
-        if self._closing is None:
-            self._closing = Deferred.fromCoroutine(self._close())
-        elif self._last is not None:
+        if self._over:
             self._fireAll()
+        elif not self._beginning:
+            # Otherwise it is closed as soon as there is all that is to be closed.
+            self._closeOnce()
         return waiting
+
+    def _closeOnce(self) -> None:
+        if not self._stopping:
+            # A callback that is told the end may stop it again before this returns.
+            self._stopping = True
+            Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
         self._closeDoors()
@@ -194,6 +209,7 @@ class Handle:
         if self._begun:
             self._tell(Stopped(self))
         self._callback = None
+        self._over = True
         self._fireAll()
 
     def _closeDoors(self) -> None:
