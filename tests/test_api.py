@@ -18,6 +18,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
+from twisted.python import log
+from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from tests.core.l3 import BEHIND_A, BEHIND_B, KEY
@@ -226,6 +228,18 @@ class EventTests(ApiTestCase):
         _log.warn("too late")
         self.assertEqual(len(self.host.lines), count)
 
+    def test_failures(self) -> None:
+        """What fails where nobody catches it is logged by Twisted, and comes, too."""
+        self.server(self.host)
+        Logger(namespace="somebody.else").failure("at large", Failure(ZeroDivisionError("nobody's")))
+        log.err(Failure(ZeroDivisionError("somebody's")), "of old")
+        last = [(each.level, each.text) for each in self.host.lines[-2:]]
+        self.assertEqual([level for level, _ in last], ["critical", "critical"])
+        for (_, text), words in zip(last, (("at large", "nobody's"), ("of old", "somebody's")), strict=True):
+            for word in words:
+                self.assertIn(word, text)
+        self.flushLoggedErrors(ZeroDivisionError)
+
     def test_noLines(self) -> None:
         """Who wants no log lines gets none."""
         self.server(self.host, log=None)
@@ -317,7 +331,20 @@ class DatagramTests(ApiTestCase):
             self.assertRaises(AddressError, handle.send, b"x", target, 1)
         self.assertRaises(ValueError, handle.sendAll, (b"x", bytes(65508)), ("192.0.2.1", 1), 1)
         self.assertRaises(TypeError, handle.send, b"x", ("192.0.2.1", 1), [])
+        for wrong in ("text", 7, None, ["x"]):
+            self.assertRaises(TypeError, handle.send, wrong, ("192.0.2.1", 1), 1)
+            self.assertRaises(TypeError, handle.sendAll, (b"x", wrong), ("192.0.2.1", 1), 1)
+            self.assertRaises(TypeError, handle.sendEach, [(b"x", ("192.0.2.1", 1), 1), (wrong, ("192.0.2.1", 1), 1)])
         self.assertEqual(handle.stats()["received"], 0)
+
+    async def test_taken(self) -> None:
+        """What is like bytes is sent as it was when it was given, whatever becomes of it."""
+        handle = await self.linked(self.local(self.server()))
+        memory = bytearray(b"abc")
+        handle.sendEach([(memory, self.echo(), 1), (memoryview(memory)[1:], self.echo(), 2)])
+        memory[:] = b"xyz"
+        await until(lambda: len(self.host.datagrams) == 2)
+        self.assertEqual({each for each, _, _ in self.host.datagrams}, {b"abc", b"bc"})
 
     def test_room(self) -> None:
         """Who sends more at once than there is room for is told how much of it was taken."""
@@ -403,6 +430,11 @@ class PacketTests(ApiTestCase):
         self.handle.service.gateway.send(Address("192.0.2.1", 4000), Address("198.51.100.7", 53), 3000, bytes(3000))
         await until(lambda: len(self.packets) == 3)
         self.assertEqual([len(each) <= 1280 for each in self.packets], [True] * 3)
+
+    def test_refused(self) -> None:
+        """What is no bytes is refused at once, and nothing is handed in."""
+        self.assertRaises(TypeError, self.handle.sendPackets, [ECHO4, "text"])
+        self.assertEqual(self.handle.sendPackets([bytearray(ECHO4)]), 1)
 
     async def test_garbage(self) -> None:
         """What is no packet is dropped, and counted."""
@@ -531,7 +563,7 @@ class LifeTests(ApiTestCase):
         self.assertEqual(late, ["callback", "whoever else"])
 
     async def test_stopBefore(self) -> None:
-        """A role that is stopped while it begins, by a callback that gets a line of the log, is over when it has begun."""
+        """A role that is stopped while it begins, by a callback that gets a line of the log, ends when it has begun."""
         handles: list[Handle] = []
 
         def inside(event: Any) -> None:

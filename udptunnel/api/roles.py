@@ -38,6 +38,21 @@ def _checked(target: Target) -> Address:
     return checked
 
 
+def _bytesOf(given: Buffer) -> bytes:
+    """
+    What the host wants to send, which it can not change any more.
+
+    @raise TypeError: it is no bytes, but a text, for one.
+    """
+    # The reactor fetches it later, and nobody would learn of an error then.
+    return given if type(given) is bytes else bytes(memoryview(given))
+
+
+def _burstOf(datagram: bytes, target: Target, source: Hashable) -> AimedBurst:
+    taken = _bytesOf(datagram)
+    return AimedBurst(_keyOf(source), _checked(target), len(taken), taken)
+
+
 class LocalHandle(Handle):
     """
     udp-local. Besides what comes in by its sockets it takes datagrams by call.
@@ -93,6 +108,7 @@ class LocalHandle(Handle):
             room does not mean that it arrives.
         @raise AddressError: the target is none.
         @raise ValueError: the datagram is too long.
+        @raise TypeError: it is no bytes.
         """
         return self.sendAll((datagram,), target, source) == 1
 
@@ -103,17 +119,16 @@ class LocalHandle(Handle):
         @return: for how many of them, from the first on, there was room.
         @raise AddressError: the target is none.
         @raise ValueError: a datagram is too long. None is sent then.
+        @raise TypeError: one is no bytes. None is sent then.
         """
         to, key = _checked(target), _keyOf(source)
-        return self._leave([AimedBurst(key, to, len(each), each) for each in datagrams])
+        return self._leave([AimedBurst(key, to, len(each), each) for each in map(_bytesOf, datagrams)])
 
     def sendEach(self, parcels: Iterable[tuple[bytes, Target, Hashable]]) -> int:
         """
         Send datagrams, each to its target from its source. The rest is as for L{sendAll}.
         """
-        return self._leave(
-            [AimedBurst(_keyOf(source), _checked(target), len(each), each) for each, target, source in parcels]
-        )
+        return self._leave([_burstOf(*each) for each in parcels])
 
     def _leave(self, bursts: list[AimedBurst]) -> int:
         sizes = [burst.size for burst in bursts]
@@ -214,8 +229,10 @@ class PacketHandle(Handle):
 
         @return: for how many of them, from the first on, there was room. If it is not all, much came at once: what is
             dropped is sent again by who wants it to arrive, as on any network.
+        @raise TypeError: one is no bytes. None is handed in then.
         """
-        return self._box.leave(packets, [len(each) for each in packets])
+        taken = [*map(_bytesOf, packets)]
+        return self._box.leave(taken, [len(each) for each in taken])
 
     def _fetched(self, packets: list[bytes]) -> None:
         if self._pipe is not None:
