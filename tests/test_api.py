@@ -364,6 +364,18 @@ class DatagramTests(ApiTestCase):
         handle.closeSource("unknown")
         self.assertEqual(len(questions.sources), 2)
 
+    async def test_inOrder(self) -> None:
+        """What was sent before a source is closed, or the handle is stopped, goes before."""
+        far, questions = self.application()
+        handle = await self.linked(self.local(self.server()))
+        handle.send(b"one", far.address, 1)
+        handle.closeSource(1)
+        self.assertEqual((handle.stats()["received"], handle.stats()["associations"]), (1, 0))
+        handle.send(b"two", far.address, 1)
+        await handle.stop()
+        await until(lambda: len(questions.datagrams) == 2)
+        self.assertEqual((questions.datagrams, len(questions.sources)), ([b"one", b"two"], 2))
+
     async def test_stopped(self) -> None:
         """A handle that has stopped takes nothing; its callbacks are not called any more."""
         handle = await self.linked(self.local(self.server()))
@@ -443,10 +455,10 @@ class PacketTests(ApiTestCase):
         self.assertEqual(self.packets, [])
 
     async def test_stopped(self) -> None:
-        """A handle that has stopped takes no packets."""
+        """A handle that has stopped takes no packets. Those that it had taken before are served first."""
         self.handle.sendPackets([ECHO4])
         await self.handle.stop()
-        self.assertEqual((self.handle.sendPackets([ECHO4]), self.packets), (0, []))
+        self.assertEqual((self.handle.sendPackets([ECHO4]), self.handle.stats()["received"]), (0, 1))
         self.assertEqual(self.handle.stats()["role"], "tun2socks")
 
 

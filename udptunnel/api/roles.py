@@ -156,12 +156,14 @@ class LocalHandle(Handle):
 
     def _closeSource(self, source: Any) -> None:
         if self._entry is not None:
+            # Who asks for it here has not waited for the reactor, so what he has sent before may still lie there.
+            self._box.fetch()
             self._entry.close(source)
 
     # -- its end
 
     def _closeDoors(self) -> None:
-        self._box.close()
+        self._box.close(self._begun)
         entry, self._entry = self._entry, None
         if entry is not None:
             entry.stop()
@@ -243,7 +245,7 @@ class PacketHandle(Handle):
             self._guarded(self._received, packets, self._data)
 
     def _closeDoors(self) -> None:
-        self._box.close()
+        self._box.close(self._begun)
 
 
 class L3Handle(Handle):
