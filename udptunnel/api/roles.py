@@ -104,8 +104,8 @@ class LocalHandle(Handle):
         @param datagram: at most 65,507 bytes.
         @param source: who sends it: an address, a number, or anything else that can be the key of a dictionary.
             Answers come with it.
-        @return: whether there was room for it. If not, much was sent at once: try again, or drop it. That there was
-            room does not mean that it arrives.
+        @return: whether there was room for it. If not, much was sent at once: try again, or drop it; or the role has
+            stopped, and there never will be. That there was room does not mean that it arrives.
         @raise AddressError: the target is none.
         @raise ValueError: the datagram is too long.
         @raise TypeError: it is no bytes.
@@ -229,8 +229,8 @@ class PacketHandle(Handle):
         """
         Hand in IP packets that applications have sent, each from its first header on.
 
-        @return: for how many of them, from the first on, there was room. If it is not all, much came at once: what is
-            dropped is sent again by who wants it to arrive, as on any network.
+        @return: for how many of them, from the first on, there was room. If it is not all, much came at once, or the
+            role has stopped: what is dropped is sent again by who wants it to arrive, as on any network.
         @raise TypeError: one is no bytes. None is handed in then.
         """
         taken = [*map(_bytesOf, packets)]
