@@ -46,6 +46,7 @@ from udptunnel.api import (
     start_udp_server,
 )
 from udptunnel.config import Forward, L3Config, LocalConfig, ServerConfig, Tun2socksConfig
+from udptunnel.core.session import ServerSession
 from udptunnel.errors import AddressError, ConfigError, ListenError
 from udptunnel.services import server as server_module
 from udptunnel.services.l3 import L3Service
@@ -201,6 +202,19 @@ class EventTests(ApiTestCase):
         await self.told(Ready, SessionUp, SessionUp, SessionDown, host=host)
         await server.stop()
         await self.told(Ready, SessionUp, SessionUp, SessionDown, SessionDown, Stopped, host=host)
+
+    def test_sameNames(self) -> None:
+        """Each of two sessions that log lines call the same has an end of its own: their names are chosen elsewhere."""
+        host = Host()
+        service = self.server(host).service
+        rest = service.counters, *[lambda *arguments: None] * 2, os.urandom, "", 1.0
+        sessions = [ServerSession(bytes(15) + tail, 1, *rest) for tail in (b"a", b"b")]
+        for each in sessions:
+            service.whenSessionBegan(each)
+        for each in sessions:
+            service.whenSessionEnded(each)
+        self.assertEqual([each.session for each in host.events[1:]], ["00000000"] * 4)
+        self.assertEqual(host.kinds, [Ready, SessionUp, SessionUp, SessionDown, SessionDown])
 
     async def test_statistics(self) -> None:
         """The figures come as often as was asked for, and whenever they are asked for."""

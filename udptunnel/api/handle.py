@@ -7,7 +7,7 @@ once; elsewhere they wait for what they return, but for those that send.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -56,7 +56,7 @@ class Handle:
         self._data = data
         self._beginning = self._begun = self._stopping = self._over = False
         self._failures = 0
-        self._up: set[str] = set()
+        self._up: dict[Hashable, str] = {}
         self._tap: LogTap | None = None
         self._counting: LoopingCall | None = None
         self._atEnd: Any = None
@@ -128,13 +128,18 @@ class Handle:
     def _tellStatistics(self) -> None:
         self._tell(Statistics(self, self._report()))
 
-    def _sessionUp(self, session: str, resumed: bool = False) -> None:
-        self._up.add(session)
+    def _sessionUp(self, key: Hashable, session: str, resumed: bool = False) -> None:
+        """
+        A session is there.
+
+        @param key: what no other session has. The other end chooses its name, and so what log lines call it.
+        """
+        self._up[key] = session
         self._tell(SessionUp(self, session, resumed))
 
-    def _sessionDown(self, session: str) -> None:
-        if session in self._up:
-            self._up.discard(session)
+    def _sessionDown(self, key: Hashable) -> None:
+        session = self._up.pop(key, None)
+        if session is not None:
             self._tell(SessionDown(self, session))
 
     # -- figures
@@ -200,8 +205,8 @@ class Handle:
             self._home.reactor.removeSystemEventTrigger(self._atEnd)
         if self.service is not None:
             await self._closeService()
-        for session in sorted(self._up):
-            self._sessionDown(session)
+        for key in list(self._up):
+            self._sessionDown(key)
         if self._tap is not None:
             self._tap.end()
         self._last = self._lastReport()

@@ -82,10 +82,10 @@ class LocalHandle(Handle):
         if bool(session.links) != self._isUp:
             self._isUp = not self._isUp
             if self._isUp:
-                self._sessionUp(session.shortName, session.resumed > self._resumed)
+                self._sessionUp(session.name, session.shortName, session.resumed > self._resumed)
             else:
-                for name in list(self._up):
-                    self._sessionDown(name)
+                for key in list(self._up):
+                    self._sessionDown(key)
         if session.lost > self._lost:
             self._tell(MappingsLost(self, session.shortName))
         self._lost, self._resumed = session.lost, session.resumed
@@ -198,10 +198,10 @@ class ServerHandle(Handle):
         self.service.whenSessionEnded = self._endedOne
 
     def _began(self, session: ServerSession) -> None:
-        self._sessionUp(session.shortName)
+        self._sessionUp(session.name, session.shortName)
 
     def _endedOne(self, session: ServerSession) -> None:
-        self._sessionDown(session.shortName)
+        self._sessionDown(session.name)
 
 
 class PacketHandle(Handle):
@@ -257,7 +257,8 @@ class L3Handle(Handle):
 
     def _sessionChanged(self, isUp: bool) -> None:
         if isUp:
-            self._sessionUp(str(self.service.way.peer))
+            peer = str(self.service.way.peer)
+            self._sessionUp(peer, peer)
         else:
-            for session in list(self._up):
-                self._sessionDown(session)
+            for key in list(self._up):
+                self._sessionDown(key)
