@@ -437,6 +437,9 @@ static void test_versions(void **state)
     assert_int_equal(stats.up, 1);
     assert_int_equal(stats.sent, 0);
     assert_true(stats.received == 0x5555555555555555);
+    stats.size = 0;
+    assert_int_equal(udptunnel_get_stats(handle, &stats), UDPTUNNEL_ERROR_ARGUMENT);
+    assert_non_null(strstr(udptunnel_why(), "initializer"));
     assert_int_equal(udptunnel_stop(handle), UDPTUNNEL_OK);
 
     profile.known.deny = NULL;
