@@ -244,7 +244,8 @@ UDPTUNNEL_API int udptunnel_start_l3_tunnel(const struct udptunnel_l3_profile *p
  * Stop a role: it says farewell to the other end, and closes everything. When this returns no callback of the role is running,
  * and none will. Called from a callback it returns before; UDPTUNNEL_STOPPED tells when it is done.
  *
- * Returns UDPTUNNEL_OK, or UDPTUNNEL_ERROR_HANDLE if it was stopped before.
+ * Returns UDPTUNNEL_OK, or UDPTUNNEL_ERROR_HANDLE if it was stopped before. If that is not done yet, because another thread or a
+ * callback has only just begun it, this waits for it, too, and returns UDPTUNNEL_ERROR_HANDLE then.
  */
 UDPTUNNEL_API int udptunnel_stop(udptunnel *handle);
 
