@@ -476,6 +476,50 @@ class PacketTests(ApiTestCase):
         self.assertEqual(self.handle.stats()["role"], "tun2socks")
 
 
+class DescriptorTests(ApiTestCase):
+    """A TUN as a descriptor. A socket of messages does for one: the kernel is asked what it is, and need not know."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        if not hasattr(socket, "AF_UNIX"):
+            raise SkipTest("there are no Unix sockets here")
+        self.far, self.near = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for each in (self.far, self.near):
+            self.addCleanup(each.close)
+
+    def start(self, descriptor: int, **fields: Any) -> Any:
+        """tun2socks with a descriptor."""
+        profile = Tun2socksConfig(
+            **{"tunFd": descriptor, "stack": "none", "socksServerAddr": Address("127.0.0.1", 9), **fields}
+        )
+        return self.kept(start_tun2socks(profile, reactor=reactor))
+
+    async def test_stays(self) -> None:
+        """It stays the host's, whatever becomes of the role; and the role may go on when the host has closed it."""
+        handle = self.start(self.near.fileno())
+        self.far.send(ECHO4)
+        await until(lambda: handle.stats()["received"] == 1)
+        await handle.stop()
+        self.far.send(ECHO4)
+        self.assertEqual(self.near.recv(1000), ECHO4)
+        for wrong in ({"stack": "colourful"}, {"stack": "tun"}, {"fakeDns": ("nonsense",)}, {"socksServerAddr": None}):
+            self.assertRaises((ConfigError, ListenError, ValueError), self.start, self.near.fileno(), **wrong)
+            self.far.send(ECHO4)
+            self.assertEqual(self.near.recv(1000), ECHO4)
+        handle = self.start(self.near.fileno())
+        self.near.close()
+        self.far.send(ECHO4)
+        await until(lambda: handle.stats()["received"] == 1)
+
+    def test_nothing(self) -> None:
+        """One that is not open is refused by its number."""
+        number = self.near.fileno()
+        self.near.close()
+        self.assertIn(
+            f"descriptor {number} is of no use as a TUN", str(self.assertRaises(ListenError, self.start, number))
+        )
+
+
 def back(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     """The way back between two hosts."""
     return pair[1], pair[0]

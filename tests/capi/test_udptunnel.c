@@ -913,6 +913,29 @@ static void test_packets(void **state)
     stopPair(pair);
 }
 
+/* The descriptor of a TUN stays the program's, whether the role starts or not. */
+static void test_descriptor(void **state)
+{
+    struct udptunnel_tun2socks_profile profile = UDPTUNNEL_TUN2SOCKS_PROFILE;
+    udptunnel *handle;
+    int ends[2]; /* A socket of messages does for a TUN: the kernel is asked what it is, and need not know. */
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_DGRAM, 0, ends), 0);
+    profile.tun_fd = ends[0];
+    profile.socks_server_addr = "127.0.0.1:9";
+    profile.stack = "none";
+    assert_int_equal(udptunnel_start_tun2socks(&profile, NULL, NULL, &handle), UDPTUNNEL_OK);
+    assert_int_equal(udptunnel_stop(handle), UDPTUNNEL_OK);
+    assert_int_not_equal(fcntl(ends[0], F_GETFD), -1);
+    profile.stack = "colourful";
+    assert_int_equal(udptunnel_start_tun2socks(&profile, NULL, NULL, &handle), UDPTUNNEL_ERROR_PROFILE);
+    profile.stack = "tun";
+    assert_int_not_equal(udptunnel_start_tun2socks(&profile, NULL, NULL, &handle), UDPTUNNEL_OK);
+    assert_int_equal(close(ends[0]), 0);
+    assert_int_equal(close(ends[1]), 0);
+}
+
 /* -- threads */
 
 #define THREADS 8
@@ -1060,6 +1083,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_stopped),     cmocka_unit_test(test_stopInside), cmocka_unit_test(test_restart),
         cmocka_unit_test(test_stopTwice),   cmocka_unit_test(test_stopAtOnce),
         cmocka_unit_test(test_figures),     cmocka_unit_test(test_texts),     cmocka_unit_test(test_packets),
+        cmocka_unit_test(test_descriptor),
         cmocka_unit_test(test_threads),
     };
 

@@ -94,6 +94,8 @@ def start_tun2socks(
 
     The other parameters are those of L{start_udp_local}.
 
+    @param profile: what C{twistd tun2socks} has as options. C{tunFd} stays the caller's, who closes it whenever he
+        likes: the role uses another descriptor for the same TUN. Neither blocks then.
     @param packetsReceived: packets come by L{PacketHandle.sendPackets<udptunnel.api.roles.PacketHandle.sendPackets>}
         then, and go to this, none longer than the profile's C{mtu}. The profile names no TUN and no pipe. TCP needs
         the stack C{netns}, which there is on Linux only; elsewhere, or with C{stack="none"}, UDP alone is carried.
@@ -108,7 +110,7 @@ def start_tun2socks(
     def make(reactor: Any) -> Tun2socksService:
         udp = throughSession(local.service) if local is not None else None
         if packetsReceived is None:
-            return Tun2socksService(profile, reactor, udp=udp)
+            return Tun2socksService(profile, reactor, udp=udp, lent=True)
         return Tun2socksService(profile, reactor, udp=udp, pipe=handle.makePipe, longest=profile.mtu)
 
     return _begin(home, handle, make, profile, statistics, log)

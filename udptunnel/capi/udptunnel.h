@@ -173,7 +173,7 @@ struct udptunnel_server_profile {
 struct udptunnel_tun2socks_profile {
     size_t size;
     const char *tundev;                /* name of the TUN */
-    int tun_fd;                        /* or its descriptor; -1 if there is none */
+    int tun_fd;                        /* or its descriptor, which stays yours to close, and blocks no more; -1 if there is none */
     const char *socks_server_addr;     /* HOST:PORT of the SOCKS5 server for TCP */
     const char *udp_socks_server_addr; /* HOST:PORT of that for UDP, if it is another one */
     udptunnel *local;                  /* or an udp-local of this process, whose session takes the UDP; stop it later */

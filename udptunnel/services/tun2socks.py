@@ -100,6 +100,7 @@ class Tun2socksService(MultiService):
         tcp: TcpCarrier | None = None,
         pipe: MakePipe | None = None,
         longest: int = LARGEST_MESSAGE,
+        lent: bool = False,
     ) -> None:
         """
         @param system: the operating system; this one unless a test says otherwise.
@@ -111,6 +112,8 @@ class Tun2socksService(MultiService):
             an end of a L{joint<udptunnel.net.packetpipe.joint>} with
             udp-server in the same process, for one.
         @param longest: the longest packet that goes down the pipe, in bytes.
+        @param lent: whether the descriptor C{--tun-fd} stays with whoever has opened it. Otherwise it is closed in the
+            end.
         @raise ConfigError: options contradict each other, or a file can not be read.
         """
         super().__init__()
@@ -120,6 +123,7 @@ class Tun2socksService(MultiService):
         if config.fwmark:
             require("--fwmark")
         self._given = config
+        self._lent = lent
         self.config = config = withAddresses(config)
         self.clock: Callable[[], float] = reactor.seconds
         self.counters = Counters()
@@ -260,7 +264,7 @@ class Tun2socksService(MultiService):
         self.port = self.gateway.outer = port
         self._opened.append(port.close)
         if self.config.tunFd is not None:
-            port.adopt(self.config.tunFd)
+            port.adopt(self.config.tunFd, lent=self._lent)
             if self.config.stack == "tun":
                 places, _ = self._findPlaces(port.name)
         else:
