@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from unittest import SkipTest
@@ -49,6 +50,7 @@ from udptunnel.config import Forward, L3Config, LocalConfig, ServerConfig, Tun2s
 from udptunnel.core.session import ServerSession
 from udptunnel.errors import AddressError, ConfigError, ListenError
 from udptunnel.services import server as server_module
+from udptunnel.services import tun2socks
 from udptunnel.services.l3 import L3Service
 from udptunnel.services.local import LocalService
 from udptunnel.wire.address import Address
@@ -446,6 +448,22 @@ class PacketTests(ApiTestCase):
         self.handle.sendPackets([SYN4])
         await until(lambda: len(self.packets) == 3)
         self.assertEqual(parse(self.packets[2]).protocol, TCP)
+
+    async def test_names(self) -> None:
+        """Names are looked up once, in the thread that starts the role: that blocks."""
+        inside = []
+
+        def resolved(option: str, address: Address) -> Address:
+            inside.append(isInIOThread())
+            return Address("127.0.0.1", address.port)
+
+        self.patch(tun2socks, "resolved", resolved)
+        profile = replace(self.handle.service.config, socksServerAddr=Address("proxy.example", 9))
+        begin = partial(start_tun2socks, profile, packetsReceived=self.received, local=self.local_, reactor=reactor)
+        handle = self.kept(await deferToThread(begin))
+        self.assertEqual(handle.service.config.socksServerAddr, Address("127.0.0.1", 9))
+        self.kept(begin())
+        self.assertEqual(inside, [False, True])
 
     async def test_datagrams(self) -> None:
         """Datagrams go into the session of the udp-local that was given, and come back as packets that fit."""

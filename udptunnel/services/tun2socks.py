@@ -101,6 +101,7 @@ class Tun2socksService(MultiService):
         pipe: MakePipe | None = None,
         longest: int = LARGEST_MESSAGE,
         lent: bool = False,
+        known: Tun2socksConfig | None = None,
     ) -> None:
         """
         @param system: the operating system; this one unless a test says otherwise.
@@ -114,6 +115,7 @@ class Tun2socksService(MultiService):
         @param longest: the longest packet that goes down the pipe, in bytes.
         @param lent: whether the descriptor C{--tun-fd} stays with whoever has opened it. Otherwise it is closed in the
             end.
+        @param known: what L{withAddresses} says, if somebody has asked it already where it may block.
         @raise ConfigError: options contradict each other, or a file can not be read.
         """
         super().__init__()
@@ -124,7 +126,7 @@ class Tun2socksService(MultiService):
             require("--fwmark")
         self._given = config
         self._lent = lent
-        self.config = config = withAddresses(config)
+        self.config = config = known or withAddresses(config)
         self.clock: Callable[[], float] = reactor.seconds
         self.counters = Counters()
         self.whenFailed: Callable[[str], None] = self._nobodyListens
