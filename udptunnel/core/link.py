@@ -239,6 +239,7 @@ class Link:
         self._backlog = MOST_BACKLOG
         self._pending: list[bytes] = []
         self._pong = b""
+        self._moment = -1
         self._spokeAt = -inf
         self._received = 0
         self._madeAt = now
@@ -303,7 +304,8 @@ class Link:
         self._full = not self.carrier.write(buffers)
 
     def _ping(self, now: float) -> bytes:
-        moment = int(now * 1e6)
+        # Each has a moment of its own: who answers may leave out all but the newest.
+        moment = self._moment = max(int(now * 1e6), self._moment + 1)
         frame = ping(moment)
         self.window.wrote(len(frame))
         self.window.pinged = self.window.sent
@@ -394,7 +396,7 @@ class Link:
         PING was sent after we woke up, so until then everything is dropped.
         """
         frame = self._ping(now)
-        self._fence = int(now * 1e6) / 1e6
+        self._fence = self._moment / 1e6
         if self._full:
             self._pending.append(frame)
         else:

@@ -114,7 +114,8 @@ class Inbox:
         self._sources = sources
         self._most = SLOTS
         self.full = False
-        self._area = bytearray(SLOTS * _SLOT_BYTES)
+        # Written once: the kernel gives all of it now, and a process that carries nothing much does not seem to grow.
+        self._area = bytearray(1) * (SLOTS * _SLOT_BYTES)
         self._names = bytearray(SLOTS * _NAME_BYTES)
         self._controls = bytearray(SLOTS * _CONTROL_BYTES)
         self._layOut()
