@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import gc
 import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from unittest import SkipTest
@@ -17,6 +19,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
+from twisted.python import log
+from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from tests.core.l3 import BEHIND_A, BEHIND_B, KEY
@@ -43,9 +47,12 @@ from udptunnel.api import (
     start_udp_server,
 )
 from udptunnel.config import Forward, L3Config, LocalConfig, ServerConfig, Tun2socksConfig
+from udptunnel.core.session import ServerSession
 from udptunnel.errors import AddressError, ConfigError, ListenError
 from udptunnel.services import server as server_module
+from udptunnel.services import tun2socks
 from udptunnel.services.l3 import L3Service
+from udptunnel.services.local import LocalService
 from udptunnel.wire.address import Address
 from udptunnel.wire.ip import TCP, parse
 
@@ -198,6 +205,19 @@ class EventTests(ApiTestCase):
         await server.stop()
         await self.told(Ready, SessionUp, SessionUp, SessionDown, SessionDown, Stopped, host=host)
 
+    def test_sameNames(self) -> None:
+        """Each of two sessions that log lines call the same has an end of its own: their names are chosen elsewhere."""
+        host = Host()
+        service = self.server(host).service
+        rest = service.counters, *[lambda *arguments: None] * 2, os.urandom, "", 1.0
+        sessions = [ServerSession(bytes(15) + tail, 1, *rest) for tail in (b"a", b"b")]
+        for each in sessions:
+            service.whenSessionBegan(each)
+        for each in sessions:
+            service.whenSessionEnded(each)
+        self.assertEqual([each.session for each in host.events[1:]], ["00000000"] * 4)
+        self.assertEqual(host.kinds, [Ready, SessionUp, SessionUp, SessionDown, SessionDown])
+
     async def test_statistics(self) -> None:
         """The figures come as often as was asked for, and whenever they are asked for."""
         handle = self.server(self.host, statistics=0.01)
@@ -223,6 +243,18 @@ class EventTests(ApiTestCase):
         count = len(self.host.lines)
         _log.warn("too late")
         self.assertEqual(len(self.host.lines), count)
+
+    def test_failures(self) -> None:
+        """What fails where nobody catches it is logged by Twisted, and comes, too."""
+        self.server(self.host)
+        Logger(namespace="somebody.else").failure("at large", Failure(ZeroDivisionError("nobody's")))
+        log.err(Failure(ZeroDivisionError("somebody's")), "of old")
+        last = [(each.level, each.text) for each in self.host.lines[-2:]]
+        self.assertEqual([level for level, _ in last], ["critical", "critical"])
+        for (_, text), words in zip(last, (("at large", "nobody's"), ("of old", "somebody's")), strict=True):
+            for word in words:
+                self.assertIn(word, text)
+        self.flushLoggedErrors(ZeroDivisionError)
 
     def test_noLines(self) -> None:
         """Who wants no log lines gets none."""
@@ -315,7 +347,20 @@ class DatagramTests(ApiTestCase):
             self.assertRaises(AddressError, handle.send, b"x", target, 1)
         self.assertRaises(ValueError, handle.sendAll, (b"x", bytes(65508)), ("192.0.2.1", 1), 1)
         self.assertRaises(TypeError, handle.send, b"x", ("192.0.2.1", 1), [])
+        for wrong in ("text", 7, None, ["x"]):
+            self.assertRaises(TypeError, handle.send, wrong, ("192.0.2.1", 1), 1)
+            self.assertRaises(TypeError, handle.sendAll, (b"x", wrong), ("192.0.2.1", 1), 1)
+            self.assertRaises(TypeError, handle.sendEach, [(b"x", ("192.0.2.1", 1), 1), (wrong, ("192.0.2.1", 1), 1)])
         self.assertEqual(handle.stats()["received"], 0)
+
+    async def test_taken(self) -> None:
+        """What is like bytes is sent as it was when it was given, whatever becomes of it."""
+        handle = await self.linked(self.local(self.server()))
+        memory = bytearray(b"abc")
+        handle.sendEach([(memory, self.echo(), 1), (memoryview(memory)[1:], self.echo(), 2)])
+        memory[:] = b"xyz"
+        await until(lambda: len(self.host.datagrams) == 2)
+        self.assertEqual({each for each, _, _ in self.host.datagrams}, {b"abc", b"bc"})
 
     def test_room(self) -> None:
         """Who sends more at once than there is room for is told how much of it was taken."""
@@ -334,6 +379,18 @@ class DatagramTests(ApiTestCase):
             handle.closeSource(1)
         handle.closeSource("unknown")
         self.assertEqual(len(questions.sources), 2)
+
+    async def test_inOrder(self) -> None:
+        """What was sent before a source is closed, or the handle is stopped, goes before."""
+        far, questions = self.application()
+        handle = await self.linked(self.local(self.server()))
+        handle.send(b"one", far.address, 1)
+        handle.closeSource(1)
+        self.assertEqual((handle.stats()["received"], handle.stats()["associations"]), (1, 0))
+        handle.send(b"two", far.address, 1)
+        await handle.stop()
+        await until(lambda: len(questions.datagrams) == 2)
+        self.assertEqual((questions.datagrams, len(questions.sources)), ([b"one", b"two"], 2))
 
     async def test_stopped(self) -> None:
         """A handle that has stopped takes nothing; its callbacks are not called any more."""
@@ -392,6 +449,22 @@ class PacketTests(ApiTestCase):
         await until(lambda: len(self.packets) == 3)
         self.assertEqual(parse(self.packets[2]).protocol, TCP)
 
+    async def test_names(self) -> None:
+        """Names are looked up once, in the thread that starts the role: that blocks."""
+        inside = []
+
+        def resolved(option: str, address: Address) -> Address:
+            inside.append(isInIOThread())
+            return Address("127.0.0.1", address.port)
+
+        self.patch(tun2socks, "resolved", resolved)
+        profile = replace(self.handle.service.config, socksServerAddr=Address("proxy.example", 9))
+        begin = partial(start_tun2socks, profile, packetsReceived=self.received, local=self.local_, reactor=reactor)
+        handle = self.kept(await deferToThread(begin))
+        self.assertEqual(handle.service.config.socksServerAddr, Address("127.0.0.1", 9))
+        self.kept(begin())
+        self.assertEqual(inside, [False, True])
+
     async def test_datagrams(self) -> None:
         """Datagrams go into the session of the udp-local that was given, and come back as packets that fit."""
         before = self.handle.stats()["udp"]
@@ -402,6 +475,11 @@ class PacketTests(ApiTestCase):
         await until(lambda: len(self.packets) == 3)
         self.assertEqual([len(each) <= 1280 for each in self.packets], [True] * 3)
 
+    def test_refused(self) -> None:
+        """What is no bytes is refused at once, and nothing is handed in."""
+        self.assertRaises(TypeError, self.handle.sendPackets, [ECHO4, "text"])
+        self.assertEqual(self.handle.sendPackets([bytearray(ECHO4)]), 1)
+
     async def test_garbage(self) -> None:
         """What is no packet is dropped, and counted."""
         self.handle.sendPackets([b"", b"x" * 19, b"x" * 100, bytes(65536)])
@@ -409,11 +487,55 @@ class PacketTests(ApiTestCase):
         self.assertEqual(self.packets, [])
 
     async def test_stopped(self) -> None:
-        """A handle that has stopped takes no packets."""
+        """A handle that has stopped takes no packets. Those that it had taken before are served first."""
         self.handle.sendPackets([ECHO4])
         await self.handle.stop()
-        self.assertEqual((self.handle.sendPackets([ECHO4]), self.packets), (0, []))
+        self.assertEqual((self.handle.sendPackets([ECHO4]), self.handle.stats()["received"]), (0, 1))
         self.assertEqual(self.handle.stats()["role"], "tun2socks")
+
+
+class DescriptorTests(ApiTestCase):
+    """A TUN as a descriptor. A socket of messages does for one: the kernel is asked what it is, and need not know."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        if not hasattr(socket, "AF_UNIX"):
+            raise SkipTest("there are no Unix sockets here")
+        self.far, self.near = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for each in (self.far, self.near):
+            self.addCleanup(each.close)
+
+    def start(self, descriptor: int, **fields: Any) -> Any:
+        """tun2socks with a descriptor."""
+        profile = Tun2socksConfig(
+            **{"tunFd": descriptor, "stack": "none", "socksServerAddr": Address("127.0.0.1", 9), **fields}
+        )
+        return self.kept(start_tun2socks(profile, reactor=reactor))
+
+    async def test_stays(self) -> None:
+        """It stays the host's, whatever becomes of the role; and the role may go on when the host has closed it."""
+        handle = self.start(self.near.fileno())
+        self.far.send(ECHO4)
+        await until(lambda: handle.stats()["received"] == 1)
+        await handle.stop()
+        self.far.send(ECHO4)
+        self.assertEqual(self.near.recv(1000), ECHO4)
+        for wrong in ({"stack": "colourful"}, {"stack": "tun"}, {"fakeDns": ("nonsense",)}, {"socksServerAddr": None}):
+            self.assertRaises((ConfigError, ListenError, ValueError), self.start, self.near.fileno(), **wrong)
+            self.far.send(ECHO4)
+            self.assertEqual(self.near.recv(1000), ECHO4)
+        handle = self.start(self.near.fileno())
+        self.near.close()
+        self.far.send(ECHO4)
+        await until(lambda: handle.stats()["received"] == 1)
+
+    def test_nothing(self) -> None:
+        """One that is not open is refused by its number."""
+        number = self.near.fileno()
+        self.near.close()
+        self.assertIn(
+            f"descriptor {number} is of no use as a TUN", str(self.assertRaises(ListenError, self.start, number))
+        )
 
 
 def back(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
@@ -494,6 +616,65 @@ class LifeTests(ApiTestCase):
         self.host.inside = lambda event: event.handle.stop() if isinstance(event, Ready) else None
         self.server(self.host)
         await self.told(Ready, Stopped)
+
+    async def test_stopInsideLast(self) -> None:
+        """Also the last one may, which is told once; that is no mistake that anybody would have to be told of."""
+        self.host.inside = lambda event: event.handle.stop() if isinstance(event, Stopped) else None
+        await self.server(self.host).stop()
+        handle = self.local(self.server())
+        end = handle.stop()
+        await end
+        await self.told(Ready, Stopped, Ready, Stopped)
+        self.assertEqual(self.unhandled(), [])
+
+    async def test_stopInsideBoth(self) -> None:
+        """The first one and the last one may."""
+        self.host.inside = lambda event: event.handle.stop() if isinstance(event, Ready | Stopped) else None
+        self.server(self.host, statistics=0.01)
+        await self.told(Ready, Stopped)
+        self.assertEqual(self.unhandled(), [])
+
+    async def test_stopInsideAndElsewhere(self) -> None:
+        """Whoever else waits for the end does so until the last callback has returned."""
+        late: list[str] = []
+
+        def inside(event: Any) -> None:
+            if isinstance(event, Stopped):
+                event.handle.stop()
+                late.append("callback")
+
+        self.host.inside = inside
+        handle = self.server(self.host)
+        handle.stop().addCallback(lambda nothing: late.append("whoever else"))
+        await self.told(Ready, Stopped)
+        await until(lambda: len(late) == 2)
+        self.assertEqual(late, ["callback", "whoever else"])
+
+    async def test_stopBefore(self) -> None:
+        """A role that is stopped while it begins, by a callback that gets a line of the log, ends when it has begun."""
+        handles: list[Handle] = []
+
+        def inside(event: Any) -> None:
+            if isinstance(event, LogLine) and not handles:
+                handles.append(event.handle)
+                event.handle.stop()
+
+        def make(*arguments: Any) -> LocalService:
+            _log.info("begun")
+            return LocalService(*arguments)
+
+        server = self.server()
+        self.host.inside = inside
+        self.patch(start, "LocalService", make)
+        handle = self.local(server, socks=LISTEN)
+        self.assertEqual(handles, [handle])
+        await self.told(Ready, Stopped)
+        self.assertEqual((handle.sockets, handle.stats()["up"], self.unhandled()), ((), False, []))
+
+    def unhandled(self) -> list[Any]:
+        """What went wrong in a Deferred that nobody has waited for."""
+        gc.collect()
+        return self.flushLoggedErrors()
 
     async def test_otherThread(self) -> None:
         """All of it may be called from any thread; callbacks come in the reactor's."""

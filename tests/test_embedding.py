@@ -49,6 +49,23 @@ except TunnelError as error:
     print(error)
 """
 
+OUTLIVED = """
+import threading
+from udptunnel.api import Stopped, start_udp_local
+from udptunnel.config import LocalConfig
+
+over = threading.Event()
+more = {"callback": lambda event, data: over.set() if isinstance(event, Stopped) else None}
+handle = start_udp_local(LocalConfig(socks="none", server=("tcp:127.0.0.1:9",)), **more)
+
+def work():
+    over.wait()
+    print(handle.send(b"x", ("192.0.2.1", 7), 1), handle.stats()["role"], flush=True)
+    handle.stop()
+
+threading.Thread(target=work).start()
+"""
+
 
 class ExampleTests(TunnelTestCase):
     """Each in a process of its own."""
@@ -57,7 +74,8 @@ class ExampleTests(TunnelTestCase):
         """What a Python program prints that ends well."""
         environment = dict(os.environ, PYTHONPATH=str(ROOT))
         out, errors, status = await getProcessOutputAndValue(sys.executable, words, environment)
-        self.assertEqual(status, 0, errors.decode())
+        self.errors = errors.decode()
+        self.assertEqual(status, 0, self.errors)
         return str(out.decode())
 
     async def _example(self, name: str) -> None:
@@ -91,6 +109,11 @@ class ExampleTests(TunnelTestCase):
         self.assertEqual(
             await self.run_("-c", ENDED), "the reactor of this process has ended, and can not begin again\n"
         )
+        self.assertEqual(self.errors, "")
+
+    async def test_mainThreadEnds(self) -> None:
+        """So do all roles when the main thread ends before others; what these call then does nothing."""
+        self.assertEqual(await self.run_("-c", OUTLIVED), "False udp-local\n")
 
     async def test_hundredTimes(self) -> None:
         """A hundred starts and stops leave no descriptor, thread or delayed call behind, and the program ends."""

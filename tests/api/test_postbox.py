@@ -78,9 +78,22 @@ class PostboxTests(SynchronousTestCase):
         self.assertEqual(self.fetched, [["first"], ["again"]])
 
     def test_closed(self) -> None:
-        """A box that is closed forgets what is in it, and takes nothing."""
+        """A box that is closed forgets what is in it, or hands it over for the last time; and takes nothing."""
         self.leave(1)
         self.box.close()
         self.assertEqual(self.leave(2), 0)
         self.reactor.turn()
         self.assertEqual(self.fetched, [])
+        self.setUp()
+        self.leave(1, 2)
+        self.box.close(fetch=True)
+        self.assertEqual((self.fetched, self.leave(3)), ([[1, 2]], 0))
+        self.reactor.turn()
+        self.assertEqual(self.fetched, [[1, 2]])
+
+    def test_early(self) -> None:
+        """What is in the box can be fetched before the reactor comes, which finds nothing then."""
+        self.leave(1)
+        self.box.fetch()
+        self.reactor.turn()
+        self.assertEqual(self.fetched, [[1]])

@@ -81,6 +81,7 @@ struct host {
     int blocksPipe;        /* whether SIGPIPE is blocked in that thread */
     int stopAt; /* the kind of event at which it stops the role */
     int stopped; /* what that has returned */
+    int stops;   /* how often it has done so */
     uint64_t datagrams, wrong;
     size_t size; /* of the last datagram */
     char bytes[65536];
@@ -127,8 +128,15 @@ static void happened(const struct udptunnel_event *event, void *data)
     }
     pthread_cond_broadcast(&host->changed);
     pthread_mutex_unlock(&host->turn);
-    if (host->stopAt != 0 && event->kind == host->stopAt)
-        host->stopped = udptunnel_stop(event->handle);
+    if (host->stopAt != 0 && event->kind == host->stopAt) {
+        int stopped = udptunnel_stop(event->handle);
+
+        pthread_mutex_lock(&host->turn);
+        host->stopped = stopped;
+        host->stops++;
+        pthread_cond_broadcast(&host->changed);
+        pthread_mutex_unlock(&host->turn);
+    }
 }
 
 static void received(const struct udptunnel_datagram *datagrams, size_t count, void *data)
@@ -384,6 +392,10 @@ static void test_badProfile(void **state)
     options[0].name = "queue-age";
     options[0].value = NULL;
     assert_int_equal(udptunnel_start_udp_server(&profile, NULL, NULL, &handle), UDPTUNNEL_ERROR_PROFILE);
+    /* Whoever says "false" does not want it turned on. */
+    options[0] = (struct udptunnel_option){"insecure-no-auth", "false"};
+    assert_int_equal(udptunnel_start_udp_server(&profile, NULL, NULL, &handle), UDPTUNNEL_ERROR_PROFILE);
+    assert_non_null(strstr(udptunnel_why(), "option insecureNoAuth takes no value"));
     profile.option_count = 0;
     profile.listen = "nonsense";
     assert_int_equal(udptunnel_start_udp_server(&profile, NULL, NULL, &handle), UDPTUNNEL_ERROR_PROFILE);
@@ -433,6 +445,9 @@ static void test_versions(void **state)
     assert_int_equal(stats.up, 1);
     assert_int_equal(stats.sent, 0);
     assert_true(stats.received == 0x5555555555555555);
+    stats.size = 0;
+    assert_int_equal(udptunnel_get_stats(handle, &stats), UDPTUNNEL_ERROR_ARGUMENT);
+    assert_non_null(strstr(udptunnel_why(), "initializer"));
     assert_int_equal(udptunnel_stop(handle), UDPTUNNEL_OK);
 
     profile.known.deny = NULL;
@@ -693,6 +708,90 @@ static void test_stopInside(void **state)
     freeHost(server);
 }
 
+static void slowly(const struct udptunnel_event *event, void *data)
+{
+    const struct timespec pause = {0, 20000000};
+
+    if (event->kind == UDPTUNNEL_STOPPED)
+        nanosleep(&pause, NULL);
+    happened(event, data);
+}
+
+/* Whoever stops a role that another one has begun to stop gets an error, but not before the last callback has returned. */
+static void test_stopTwice(void **state)
+{
+    const int kinds[] = {UDPTUNNEL_READY, UDPTUNNEL_SESSION_UP, UDPTUNNEL_SESSION_DOWN, UDPTUNNEL_STOPPED};
+    struct udptunnel_local_profile profile = UDPTUNNEL_LOCAL_PROFILE;
+    struct udptunnel_callbacks callbacks = callbacksOf();
+    struct host *server = newHost(), *local = newHost();
+    char endpoint[110];
+
+    (void)state;
+    startServer(server, ANYWHERE);
+    snprintf(endpoint, sizeof endpoint, "tcp:%s", server->socksAddress);
+    profile.server = endpoint;
+    profile.socks = "none";
+    callbacks.happened = slowly;
+    local->stopAt = UDPTUNNEL_SESSION_UP;
+    assert_int_equal(udptunnel_start_udp_local(&profile, &callbacks, local, &local->handle), UDPTUNNEL_OK);
+    AWAIT(local, stops, 1);
+    assert_int_equal(udptunnel_stop(local->handle), UDPTUNNEL_ERROR_HANDLE);
+    assert_int_equal(local->events, 4);
+    assertEvents(local, kinds, 4);
+    assert_int_equal(local->stopped, UDPTUNNEL_OK);
+    assert_int_equal(udptunnel_stop(local->handle), UDPTUNNEL_ERROR_HANDLE);
+    assert_int_equal(udptunnel_stop(server->handle), UDPTUNNEL_OK);
+    freeHost(local);
+    freeHost(server);
+}
+
+struct stopper {
+    pthread_barrier_t *start;
+    udptunnel *handle;
+    int result;
+};
+
+static void *stopAtOnce(void *data)
+{
+    struct stopper *stopper = data;
+
+    pthread_barrier_wait(stopper->start);
+    stopper->result = udptunnel_stop(stopper->handle);
+    return NULL;
+}
+
+#define STOPPERS 4
+
+/* Of several threads that stop a role at once, one does it, and the others are told that it was stopped. */
+static void test_stopAtOnce(void **state)
+{
+    struct stopper stoppers[STOPPERS];
+    pthread_t threads[STOPPERS];
+    pthread_barrier_t start;
+    int place, turn;
+
+    (void)state;
+    pthread_barrier_init(&start, NULL, STOPPERS);
+    for (turn = 0; turn < 10; turn++) {
+        struct host *host = newHost();
+        int sum = 0;
+
+        startServer(host, ANYWHERE);
+        for (place = 0; place < STOPPERS; place++) {
+            stoppers[place] = (struct stopper){&start, host->handle, 1};
+            assert_int_equal(pthread_create(&threads[place], NULL, stopAtOnce, &stoppers[place]), 0);
+        }
+        for (place = 0; place < STOPPERS; place++) {
+            pthread_join(threads[place], NULL);
+            sum += stoppers[place].result;
+        }
+        assert_int_equal(sum, (STOPPERS - 1) * UDPTUNNEL_ERROR_HANDLE);
+        assertEvents(host, (const int[]){UDPTUNNEL_READY, UDPTUNNEL_STOPPED}, 2);
+        freeHost(host);
+    }
+    pthread_barrier_destroy(&start);
+}
+
 /* A server that is started again at the same place is found again, and the host hears that external ports are new ones. */
 static void test_restart(void **state)
 {
@@ -812,6 +911,29 @@ static void test_packets(void **state)
     assert_int_equal(udptunnel_start_tun2socks(&profile, &callbacks, host, &host->handle), UDPTUNNEL_ERROR_HANDLE);
     freeHost(host);
     stopPair(pair);
+}
+
+/* The descriptor of a TUN stays the program's, whether the role starts or not. */
+static void test_descriptor(void **state)
+{
+    struct udptunnel_tun2socks_profile profile = UDPTUNNEL_TUN2SOCKS_PROFILE;
+    udptunnel *handle;
+    int ends[2]; /* A socket of messages does for a TUN: the kernel is asked what it is, and need not know. */
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_DGRAM, 0, ends), 0);
+    profile.tun_fd = ends[0];
+    profile.socks_server_addr = "127.0.0.1:9";
+    profile.stack = "none";
+    assert_int_equal(udptunnel_start_tun2socks(&profile, NULL, NULL, &handle), UDPTUNNEL_OK);
+    assert_int_equal(udptunnel_stop(handle), UDPTUNNEL_OK);
+    assert_int_not_equal(fcntl(ends[0], F_GETFD), -1);
+    profile.stack = "colourful";
+    assert_int_equal(udptunnel_start_tun2socks(&profile, NULL, NULL, &handle), UDPTUNNEL_ERROR_PROFILE);
+    profile.stack = "tun";
+    assert_int_not_equal(udptunnel_start_tun2socks(&profile, NULL, NULL, &handle), UDPTUNNEL_OK);
+    assert_int_equal(close(ends[0]), 0);
+    assert_int_equal(close(ends[1]), 0);
 }
 
 /* -- threads */
@@ -959,7 +1081,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_sizes),       cmocka_unit_test(test_refused),   cmocka_unit_test(test_full),
         cmocka_unit_test(test_closeSource), cmocka_unit_test(test_twoInstances), cmocka_unit_test(test_tenThousand),
         cmocka_unit_test(test_stopped),     cmocka_unit_test(test_stopInside), cmocka_unit_test(test_restart),
+        cmocka_unit_test(test_stopTwice),   cmocka_unit_test(test_stopAtOnce),
         cmocka_unit_test(test_figures),     cmocka_unit_test(test_texts),     cmocka_unit_test(test_packets),
+        cmocka_unit_test(test_descriptor),
         cmocka_unit_test(test_threads),
     };
 

@@ -95,6 +95,45 @@ class FifoTests(FifoTestCase, test_packetpipe.PipeTests):
         self.assertPasses(near, again, packet(20))
         self.assertEqual(near.report(), {"name": self.path, "connected": True, "connections": 2})
 
+    def test_connectorAtOnce(self) -> None:
+        """Who connects before the other end has seen that another one is gone waits, and gets no rest of a packet."""
+        near, far = self.makePair()
+        self.plug(near)
+        os.read(far.fileno(), 5001)
+        far.close()
+        again = self.make(FifoConnector)
+        again.open()
+        self.assertEqual(again.fileno(), -1)
+        self.met(again)
+        for _ in range(3):
+            self.assertPasses(near, again, packet(1500))
+            self.assertPasses(again, near, packet(1500))
+        self.assertEqual((again.counted.dropped, near.report()["connections"]), ({}, 2))
+
+    def test_connectorAtOnceEmpty(self) -> None:
+        """Also if there is nothing to read."""
+        near, far = self.makePair()
+        far._port._socket.sendmsg([b"\5\xdc" + packet(100)])
+        far.close()
+        again = self.make(FifoConnector)
+        again.open()
+        self.assertEqual(again.fileno(), -1)
+        self.met(again)
+        self.assertPasses(again, near, packet(20))
+        self.assertEqual((near.counted.dropped, near.report()["connections"]), ({}, 2))
+
+    def test_nonsenseDown(self) -> None:
+        """Who connects, and has got a length that no packet has, waits for pipes that are new."""
+        near, far = self.makePair()
+        os.write(near._port.writer.fileno(), b"\0\x13" + packet(100))
+        self.reactor.until(lambda: far.counted.dropped)
+        self.assertEqual(far.fileno(), -1)
+        self.reactor.until(lambda: far.report()["connections"] == 2)
+        self.met(near, far)
+        self.assertPasses(near, far, packet(20))
+        self.assertPasses(far, near, packet(20))
+        self.assertEqual((far.counted.dropped, near.report()["connections"]), ({"malformed": 1}, 2))
+
     def test_listenerAgain(self) -> None:
         """When who listens is gone, the other end waits for the next one, and what it had begun is forgotten."""
         near, far = self.makePair()

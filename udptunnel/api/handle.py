@@ -7,7 +7,7 @@ once; elsewhere they wait for what they return, but for those that send.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -54,13 +54,12 @@ class Handle:
         self._home = home
         self._callback = callback
         self._data = data
-        self._begun = False
+        self._beginning = self._begun = self._stopping = self._over = False
         self._failures = 0
-        self._up: set[str] = set()
+        self._up: dict[Hashable, str] = {}
         self._tap: LogTap | None = None
         self._counting: LoopingCall | None = None
         self._atEnd: Any = None
-        self._closing: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
         self._last: dict[str, Any] | None = None
 
@@ -77,18 +76,27 @@ class Handle:
         @raise ListenError: something can not be opened.
         """
         reactor = self._home.reactor
+        self._beginning = True
+        try:
+            self._start(make, tap)
+        finally:
+            self._beginning = False
+        self._atEnd = reactor.addSystemEventTrigger("before", "shutdown", self._shutdown)
+        self._tell(Ready(self, self.sockets))
+        if self._waiting:
+            self._closeOnce()
+        if statistics and not self._stopping:
+            self._counting = every(statistics, self._tellStatistics, reactor, self._log)
+
+    def _start(self, make: Callable[[Any], Any], tap: LogTap | None) -> None:
         if tap is not None:
             self._tap = tap
             tap.begin()
-        self.service = make(reactor)
+        self.service = make(self._home.reactor)
         self._watch()
         self.service.startService()
         self._begun = True
         self.sockets = tuple(_socketsOf(self.service))
-        self._atEnd = reactor.addSystemEventTrigger("before", "shutdown", self._shutdown)
-        self._tell(Ready(self, self.sockets))
-        if statistics and self._closing is None:
-            self._counting = every(statistics, self._tellStatistics, reactor, self._log)
 
     def _watch(self) -> None:
         """Be told of what happens to the service."""
@@ -120,13 +128,18 @@ class Handle:
     def _tellStatistics(self) -> None:
         self._tell(Statistics(self, self._report()))
 
-    def _sessionUp(self, session: str, resumed: bool = False) -> None:
-        self._up.add(session)
+    def _sessionUp(self, key: Hashable, session: str, resumed: bool = False) -> None:
+        """
+        A session is there.
+
+        @param key: what no other session has. The other end chooses its name, and so what log lines call it.
+        """
+        self._up[key] = session
         self._tell(SessionUp(self, session, resumed))
 
-    def _sessionDown(self, session: str) -> None:
-        if session in self._up:
-            self._up.discard(session)
+    def _sessionDown(self, key: Hashable) -> None:
+        session = self._up.pop(key, None)
+        if session is not None:
             self._tell(SessionDown(self, session))
 
     # -- figures
@@ -159,7 +172,7 @@ class Handle:
         """
         if self._home.inside:
             return self._stop()
-        if self._last is None:
+        if not self._over:
             self._home.call(self._stop)
         return succeed(None)
 
@@ -171,11 +184,18 @@ class Handle:
     def _stop(self) -> Deferred[None]:
         waiting: Deferred[None] = Deferred()
         self._waiting.append(waiting)
-        if self._closing is None:
-            self._closing = Deferred.fromCoroutine(self._close())
-        elif self._last is not None:
+        if self._over:
             self._fireAll()
+        elif not self._beginning:
+            # Otherwise it is closed as soon as there is all that is to be closed.
+            self._closeOnce()
         return waiting
+
+    def _closeOnce(self) -> None:
+        if not self._stopping:
+            # A callback that is told the end may stop it again before this returns.
+            self._stopping = True
+            Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
         self._closeDoors()
@@ -185,8 +205,8 @@ class Handle:
             self._home.reactor.removeSystemEventTrigger(self._atEnd)
         if self.service is not None:
             await self._closeService()
-        for session in sorted(self._up):
-            self._sessionDown(session)
+        for key in list(self._up):
+            self._sessionDown(key)
         if self._tap is not None:
             self._tap.end()
         self._last = self._lastReport()
@@ -194,6 +214,7 @@ class Handle:
         if self._begun:
             self._tell(Stopped(self))
         self._callback = None
+        self._over = True
         self._fireAll()
 
     def _closeDoors(self) -> None:

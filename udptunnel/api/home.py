@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from twisted.internet.error import ReactorNotRestartable
 from twisted.internet.threads import blockingCallFromThread
 from twisted.logger import globalLogBeginner
 from twisted.python.threadable import isInIOThread
@@ -99,6 +100,9 @@ def _run(reactor: Any, begun: threading.Event) -> None:
     reactor.callWhenRunning(begun.set)
     try:
         reactor.run(installSignalHandlers=False)
+    except ReactorNotRestartable:
+        # Whoever waits for it says so.
+        pass
     finally:
         begun.set()
 

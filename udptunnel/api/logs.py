@@ -48,7 +48,7 @@ class LogTap:
     def __call__(self, event: LogEvent) -> None:
         """Something was logged, in whatever thread."""
         level = event.get("log_level") or LogLevel.info
-        if level < self._least or not str(event.get("log_namespace", "")).startswith(PACKAGE):
+        if level < self._least or not _isOurs(event):
             return
         if isInIOThread() or not self._reactor.running:
             self._tell(event)
@@ -67,3 +67,14 @@ class LogTap:
 
     def _plain(self, event: LogEvent) -> None:
         self._heard(event["log_level"].name, event["log_namespace"], event["log_text"])
+
+
+def _isOurs(event: LogEvent) -> bool:
+    """
+    Whether somebody here has logged it, or might be the reason for it.
+
+    What fails where nobody catches it is logged by Twisted, whoever's mistake it is.
+    """
+    return (
+        str(event.get("log_namespace", "")).startswith(PACKAGE) or "log_failure" in event or bool(event.get("isError"))
+    )

@@ -43,7 +43,7 @@ class Postbox(Generic[Item]):
             isFirst = not self._items
             taken = self._take(items, sizes)
         if isFirst and taken:
-            self._reactor.callFromThread(self._fetch)
+            self._reactor.callFromThread(self.fetch)
         return taken
 
     def _take(self, items: Sequence[Item], sizes: Sequence[int]) -> int:
@@ -56,14 +56,24 @@ class Postbox(Generic[Item]):
             taken += 1
         return taken
 
-    def _fetch(self) -> None:
+    def fetch(self) -> None:
+        """
+        Hand over what is in the box, in the thread of the reactor: before something that was asked for later is done.
+        """
         with self._turn:
             items, self._items, self._bytes = self._items, [], 0
         if items:
             self._fetched(items)
 
-    def close(self) -> None:
-        """Take nothing any more. What is in the box is forgotten."""
+    def close(self, fetch: bool = False) -> None:
+        """
+        Take nothing any more.
+
+        @param fetch: whether what is in the box is handed over, in this thread; otherwise it is forgotten.
+        """
         with self._turn:
             self._open = False
+        if fetch:
+            self.fetch()
+        with self._turn:
             self._items, self._bytes = [], 0

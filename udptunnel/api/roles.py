@@ -38,6 +38,21 @@ def _checked(target: Target) -> Address:
     return checked
 
 
+def _bytesOf(given: Buffer) -> bytes:
+    """
+    What the host wants to send, which it can not change any more.
+
+    @raise TypeError: it is no bytes, but a text, for one.
+    """
+    # The reactor fetches it later, and nobody would learn of an error then.
+    return given if type(given) is bytes else bytes(memoryview(given))
+
+
+def _burstOf(datagram: bytes, target: Target, source: Hashable) -> AimedBurst:
+    taken = _bytesOf(datagram)
+    return AimedBurst(_keyOf(source), _checked(target), len(taken), taken)
+
+
 class LocalHandle(Handle):
     """
     udp-local. Besides what comes in by its sockets it takes datagrams by call.
@@ -67,10 +82,10 @@ class LocalHandle(Handle):
         if bool(session.links) != self._isUp:
             self._isUp = not self._isUp
             if self._isUp:
-                self._sessionUp(session.shortName, session.resumed > self._resumed)
+                self._sessionUp(session.name, session.shortName, session.resumed > self._resumed)
             else:
-                for name in list(self._up):
-                    self._sessionDown(name)
+                for key in list(self._up):
+                    self._sessionDown(key)
         if session.lost > self._lost:
             self._tell(MappingsLost(self, session.shortName))
         self._lost, self._resumed = session.lost, session.resumed
@@ -89,10 +104,11 @@ class LocalHandle(Handle):
         @param datagram: at most 65,507 bytes.
         @param source: who sends it: an address, a number, or anything else that can be the key of a dictionary.
             Answers come with it.
-        @return: whether there was room for it. If not, much was sent at once: try again, or drop it. That there was
-            room does not mean that it arrives.
+        @return: whether there was room for it. If not, much was sent at once: try again, or drop it; or the role has
+            stopped, and there never will be. That there was room does not mean that it arrives.
         @raise AddressError: the target is none.
         @raise ValueError: the datagram is too long.
+        @raise TypeError: it is no bytes.
         """
         return self.sendAll((datagram,), target, source) == 1
 
@@ -103,17 +119,16 @@ class LocalHandle(Handle):
         @return: for how many of them, from the first on, there was room.
         @raise AddressError: the target is none.
         @raise ValueError: a datagram is too long. None is sent then.
+        @raise TypeError: one is no bytes. None is sent then.
         """
         to, key = _checked(target), _keyOf(source)
-        return self._leave([AimedBurst(key, to, len(each), each) for each in datagrams])
+        return self._leave([AimedBurst(key, to, len(each), each) for each in map(_bytesOf, datagrams)])
 
     def sendEach(self, parcels: Iterable[tuple[bytes, Target, Hashable]]) -> int:
         """
         Send datagrams, each to its target from its source. The rest is as for L{sendAll}.
         """
-        return self._leave(
-            [AimedBurst(_keyOf(source), _checked(target), len(each), each) for each, target, source in parcels]
-        )
+        return self._leave([_burstOf(*each) for each in parcels])
 
     def _leave(self, bursts: list[AimedBurst]) -> int:
         sizes = [burst.size for burst in bursts]
@@ -141,12 +156,14 @@ class LocalHandle(Handle):
 
     def _closeSource(self, source: Any) -> None:
         if self._entry is not None:
+            # Who asks for it here has not waited for the reactor, so what he has sent before may still lie there.
+            self._box.fetch()
             self._entry.close(source)
 
     # -- its end
 
     def _closeDoors(self) -> None:
-        self._box.close()
+        self._box.close(self._begun)
         entry, self._entry = self._entry, None
         if entry is not None:
             entry.stop()
@@ -181,10 +198,10 @@ class ServerHandle(Handle):
         self.service.whenSessionEnded = self._endedOne
 
     def _began(self, session: ServerSession) -> None:
-        self._sessionUp(session.shortName)
+        self._sessionUp(session.name, session.shortName)
 
     def _endedOne(self, session: ServerSession) -> None:
-        self._sessionDown(session.shortName)
+        self._sessionDown(session.name)
 
 
 class PacketHandle(Handle):
@@ -212,10 +229,12 @@ class PacketHandle(Handle):
         """
         Hand in IP packets that applications have sent, each from its first header on.
 
-        @return: for how many of them, from the first on, there was room. If it is not all, much came at once: what is
-            dropped is sent again by who wants it to arrive, as on any network.
+        @return: for how many of them, from the first on, there was room. If it is not all, much came at once, or the
+            role has stopped: what is dropped is sent again by who wants it to arrive, as on any network.
+        @raise TypeError: one is no bytes. None is handed in then.
         """
-        return self._box.leave(packets, [len(each) for each in packets])
+        taken = [*map(_bytesOf, packets)]
+        return self._box.leave(taken, [len(each) for each in taken])
 
     def _fetched(self, packets: list[bytes]) -> None:
         if self._pipe is not None:
@@ -226,7 +245,7 @@ class PacketHandle(Handle):
             self._guarded(self._received, packets, self._data)
 
     def _closeDoors(self) -> None:
-        self._box.close()
+        self._box.close(self._begun)
 
 
 class L3Handle(Handle):
@@ -238,7 +257,8 @@ class L3Handle(Handle):
 
     def _sessionChanged(self, isUp: bool) -> None:
         if isUp:
-            self._sessionUp(str(self.service.way.peer))
+            peer = str(self.service.way.peer)
+            self._sessionUp(peer, peer)
         else:
-            for session in list(self._up):
-                self._sessionDown(session)
+            for key in list(self._up):
+                self._sessionDown(key)

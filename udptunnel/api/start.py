@@ -15,7 +15,7 @@ from udptunnel.errors import ConfigError
 from udptunnel.services.l3 import L3Service
 from udptunnel.services.local import LocalService
 from udptunnel.services.server import ServerService
-from udptunnel.services.tun2socks import Tun2socksService, throughSession
+from udptunnel.services.tun2socks import Tun2socksService, throughSession, withAddresses
 
 AnyHandle = TypeVar("AnyHandle", bound=Handle)
 
@@ -92,8 +92,11 @@ def start_tun2socks(
     """
     Start tun2socks. It may be called from any thread, and returns when the TUN is open, if there is one.
 
-    The other parameters are those of L{start_udp_local}.
+    The other parameters are those of L{start_udp_local}. Names of SOCKS5 servers are looked up once, in the calling
+    thread: if that is the reactor's, all roles wait.
 
+    @param profile: what C{twistd tun2socks} has as options. C{tunFd} stays the caller's, who closes it whenever he
+        likes: the role uses another descriptor for the same TUN. Neither blocks then.
     @param packetsReceived: packets come by L{PacketHandle.sendPackets<udptunnel.api.roles.PacketHandle.sendPackets>}
         then, and go to this, none longer than the profile's C{mtu}. The profile names no TUN and no pipe. TCP needs
         the stack C{netns}, which there is on Linux only; elsewhere, or with C{stack="none"}, UDP alone is carried.
@@ -104,12 +107,15 @@ def start_tun2socks(
     _require(profile, Tun2socksConfig)
     home = Home(reactor)
     handle = PacketHandle(home, callback, data, packetsReceived)
+    # Names are looked up here if that keeps nobody else waiting.
+    known = withAddresses(profile) if not home.inside else None
 
     def make(reactor: Any) -> Tun2socksService:
         udp = throughSession(local.service) if local is not None else None
         if packetsReceived is None:
-            return Tun2socksService(profile, reactor, udp=udp)
-        return Tun2socksService(profile, reactor, udp=udp, pipe=handle.makePipe, longest=profile.mtu)
+            return Tun2socksService(profile, reactor, udp=udp, lent=True, known=known)
+        pipe = handle.makePipe
+        return Tun2socksService(profile, reactor, udp=udp, pipe=pipe, longest=profile.mtu, known=known)
 
     return _begin(home, handle, make, profile, statistics, log)
 

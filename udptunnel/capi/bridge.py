@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -55,6 +56,8 @@ WHY_BYTES = 1024
 MOST_HOSTS = 4096
 """Hosts whose texts are kept in the form that C has them in."""
 
+UNKNOWN = "there is no such role, or it was stopped, or it can not do that"
+
 _log = Logger()
 
 
@@ -80,7 +83,7 @@ class Bridge:
     """
     What C calls.
 
-    @ivar roles: those that run, by the number that is their handle.
+    @ivar roles: those whose end was not told yet, by the number that is their handle.
     """
 
     def __init__(self, ffi: Any) -> None:
@@ -90,6 +93,8 @@ class Bridge:
         self.ffi = ffi
         self.roles: dict[int, Handle] = {}
         self._numbers = itertools.count(1)
+        self._stopping: set[int] = set()
+        self._turn = threading.Lock()
 
     def define(self) -> None:
         """Let C call the functions from now on."""
@@ -181,6 +186,8 @@ class Bridge:
     def _add(self, kind: type[Any], texts: dict[str, Any], field: str, text: str | None, given: bool = False) -> None:
         default = kind.__dataclass_fields__[field].default
         if isinstance(default, bool):
+            if text is not None:
+                raise ConfigError(f"option {field} takes no value, but has {text!r}: leave it out, or give NULL")
             texts[field] = True
         elif text is None and given:
             raise ConfigError(f"option {field} needs a value")
@@ -199,10 +206,14 @@ class Bridge:
             raise
 
     def _find(self, handle: Any, kind: type[Any]) -> Any:
-        role = self.roles.get(int(self.ffi.cast("uintptr_t", handle)))
-        if not isinstance(role, kind):
-            raise HandleError("there is no such role, or it was stopped, or it can not do that")
+        number = self._numberOf(handle)
+        role = self.roles.get(number)
+        if not isinstance(role, kind) or number in self._stopping:
+            raise HandleError(UNKNOWN)
         return role
+
+    def _numberOf(self, handle: Any) -> int:
+        return int(self.ffi.cast("uintptr_t", handle))
 
     # -- datagrams and packets
 
@@ -246,10 +257,23 @@ class Bridge:
     # -- the end
 
     def stop(self, handle: Any) -> None:
-        """Stop a role."""
-        role: Handle = self._find(handle, Handle)
-        del self.roles[int(self.ffi.cast("uintptr_t", handle))]
-        role.stop()
+        """Stop a role. Whoever is not the first to say so waits for its end as well, and has an error then."""
+        number = self._numberOf(handle)
+        with self._turn:
+            role = self.roles.get(number)
+            isFirst = role is not None and number not in self._stopping
+            if isFirst:
+                self._stopping.add(number)
+        if role is not None:
+            role.stop()
+        if not isFirst:
+            raise HandleError(UNKNOWN)
+
+    def stopped(self, number: int) -> None:
+        """The last callback of a role has returned."""
+        with self._turn:
+            self.roles.pop(number, None)
+            self._stopping.discard(number)
 
 
 class _Told:
@@ -276,12 +300,21 @@ class _Told:
         if isinstance(event, Ready):
             # The callback that is told of this may use it already.
             self._bridge.roles[self.number] = event.handle
-        elif isinstance(event, Stopped):
-            # It may not have been stopped by way of C.
-            self._bridge.roles.pop(self.number, None)
-        if self._happened is None:
-            return
-        ffi, kept = self._ffi, list[Any]()
+        kept: list[Any] = []
+        try:
+            if self._happened is not None:
+                self._happened(self._structOf(event, kept), self._data)
+        finally:
+            if isinstance(event, Stopped):
+                self._bridge.stopped(self.number)
+
+    def _structOf(self, event: Any, kept: list[Any]) -> Any:
+        """
+        What C is told.
+
+        @param kept: gets the texts, which must live as long.
+        """
+        ffi = self._ffi
 
         def text(given: Any) -> Any:
             if given is None:
@@ -302,7 +335,7 @@ class _Told:
         made.resumed = int(getattr(event, "resumed", False))
         made.level = LEVELS.index(event.level) if isinstance(event, LogLine) else 0
         made.text = text(getattr(event, "text", None) or getattr(event, "why", None))
-        self._happened(made, self._data)
+        return made
 
     def datagramsReceived(self, datagrams: list[bytes], address: Address, source: int, data: object) -> None:
         """Datagrams, as an array of structs."""

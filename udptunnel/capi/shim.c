@@ -289,15 +289,17 @@ int udptunnel_get_stats(udptunnel *handle, struct udptunnel_stats *stats)
 {
     struct udptunnel_stats known = UDPTUNNEL_STATS;
     int error = require(handle, stats != NULL);
-    size_t given;
+    size_t given = error == UDPTUNNEL_OK ? stats->size : 0;
 
+    if (error == UDPTUNNEL_OK && given < sizeof given) {
+        snprintf(why, sizeof why, "size of stats is %zu: set it with the initializer", given);
+        return UDPTUNNEL_ERROR_ARGUMENT;
+    }
     if (error == UDPTUNNEL_OK)
         error = bridge_get_stats(handle, &known, why);
     if (error == UDPTUNNEL_OK) {
-        given = stats->size;
         memcpy(stats, &known, given < sizeof known ? given : sizeof known);
-        if (given >= sizeof given)
-            stats->size = given;
+        stats->size = given;
     }
     return error;
 }

@@ -2,8 +2,12 @@
  * udptunnel.h - UDP over TCP inside a C program.
  *
  * A role is started from a profile. What happens to it is told by callbacks, and a handle stops it. Several roles may run in one
- * process. No function here ends the process, handles signals, changes the locale, starts a process, or prints anything but why
- * its Python can not begin.
+ * process; they share one thread of the library's own. No function here ends the process, handles signals, changes the locale, or
+ * prints anything but why its Python can not begin.
+ *
+ * Processes: none is started by udp-local and udp-server, unless the option "plugin" names a program, and none by l3-tunnel.
+ * tun2socks starts one for the stack "netns", which "auto" may choose, and which lives as long as the role; with the stack "tun" or
+ * "none" it starts none. A TUN is set up with ifconfig and route on macOS, and with netsh on Windows, which end at once.
  *
  * Threads:
  *   - Every function may be called from any thread at any time, from callbacks too.
@@ -16,8 +20,9 @@
  * Texts are UTF-8 with a NUL at the end. Pointers that are given to a function are not kept after it returns, those that a callback
  * gets are good until it returns; but "data" is kept, and given to each callback.
  *
- * Every struct that a program fills begins with its size, which the initializers set. A program that was compiled with an older
- * header goes on working; one with a newer header does, as long as what it adds is zero.
+ * Structs that a program fills begin with their size, which the initializers set. A program that was compiled with an older
+ * header goes on working; one with a newer header does, as long as what it adds is zero. Three structs of which there are arrays
+ * have no size, and never change: udptunnel_option, udptunnel_datagram, udptunnel_packet.
  */
 #ifndef UDPTUNNEL_H
 #define UDPTUNNEL_H
@@ -67,7 +72,7 @@ enum {
     UDPTUNNEL_SESSION_UP = 2,   /* udp-local: its first link is up. udp-server: a session begins. l3-tunnel: the other end is there */
     UDPTUNNEL_SESSION_DOWN = 3, /* udp-local: its last link is gone, and others are tried. Others: a session is over */
     UDPTUNNEL_MAPPINGS_LOST = 4, /* right after SESSION_UP: external ports are new ones */
-    UDPTUNNEL_STATISTICS = 5,   /* so many seconds have passed as were asked for: call udptunnel_stats */
+    UDPTUNNEL_STATISTICS = 5,   /* so many seconds have passed as were asked for: call udptunnel_get_stats */
     UDPTUNNEL_LOG = 6,          /* a line of the log; each role gets those of all */
     UDPTUNNEL_FAILED = 7,       /* the role can not go on: stop it */
     UDPTUNNEL_STOPPED = 8       /* everything is closed; nothing follows */
@@ -97,7 +102,7 @@ struct udptunnel_event {
     const char *text;        /* LOG: the line; FAILED: the reason; otherwise NULL */
 };
 
-/* A datagram, with its far end and its near end. */
+/* A datagram, with its far end and its near end. This struct never changes. */
 struct udptunnel_datagram {
     const void *bytes;
     size_t size;      /* 0 to 65507 */
@@ -106,7 +111,7 @@ struct udptunnel_datagram {
     uint64_t source;  /* whose it is: any number of the program's own; each has an external port of its own at udp-server */
 };
 
-/* An IP packet, from the first byte of its header on. */
+/* An IP packet, from the first byte of its header on. This struct never changes. */
 struct udptunnel_packet {
     const void *bytes;
     size_t size;
@@ -128,7 +133,10 @@ struct udptunnel_callbacks {
 
 /* -- profiles */
 
-/* Any option of the command line, by its name there without "--": {"queue-age", "100"}. A flag has the value NULL. */
+/*
+ * Any option of the command line, by its name there without "--": {"queue-age", "100"}. A flag has the value NULL, and no other.
+ * This struct never changes.
+ */
 struct udptunnel_option {
     const char *name;
     const char *value;
@@ -165,7 +173,7 @@ struct udptunnel_server_profile {
 struct udptunnel_tun2socks_profile {
     size_t size;
     const char *tundev;                /* name of the TUN */
-    int tun_fd;                        /* or its descriptor; -1 if there is none */
+    int tun_fd;                        /* or its descriptor, which stays yours to close, and blocks no more; -1 if there is none */
     const char *socks_server_addr;     /* HOST:PORT of the SOCKS5 server for TCP */
     const char *udp_socks_server_addr; /* HOST:PORT of that for UDP, if it is another one */
     udptunnel *local;                  /* or an udp-local of this process, whose session takes the UDP; stop it later */
@@ -218,7 +226,8 @@ struct udptunnel_stats {
  *
  * callbacks: NULL if nothing is to be told.
  * data: given to each callback.
- * handle: gets the role, before the first callback is called; NULL in it if the role does not start.
+ * handle: gets the role before the first callback is called; NULL if the role does not start. The role can be used from
+ *     UDPTUNNEL_READY on: lines of the log that come before have the same handle, and all functions say UDPTUNNEL_ERROR_HANDLE.
  *
  * Returns UDPTUNNEL_OK, or an error; udptunnel_why has the details then.
  */
@@ -235,7 +244,8 @@ UDPTUNNEL_API int udptunnel_start_l3_tunnel(const struct udptunnel_l3_profile *p
  * Stop a role: it says farewell to the other end, and closes everything. When this returns no callback of the role is running,
  * and none will. Called from a callback it returns before; UDPTUNNEL_STOPPED tells when it is done.
  *
- * Returns UDPTUNNEL_OK, or UDPTUNNEL_ERROR_HANDLE if it was stopped before.
+ * Returns UDPTUNNEL_OK, or UDPTUNNEL_ERROR_HANDLE if it was stopped before. If that is not done yet, because another thread or a
+ * callback has only just begun it, this waits for it, too, and returns UDPTUNNEL_ERROR_HANDLE then.
  */
 UDPTUNNEL_API int udptunnel_stop(udptunnel *handle);
 
@@ -256,7 +266,7 @@ UDPTUNNEL_API long udptunnel_send_packets(udptunnel *handle, const struct udptun
 /* Forget a source of udp-local, and its external port. It may be unknown. */
 UDPTUNNEL_API int udptunnel_close_source(udptunnel *handle, uint64_t source);
 
-/* Tell the figures. "size" must be set; what lies beyond it is left alone. */
+/* Tell the figures. "size" must be set, or it is UDPTUNNEL_ERROR_ARGUMENT; what lies beyond it is left alone. */
 UDPTUNNEL_API int udptunnel_get_stats(udptunnel *handle, struct udptunnel_stats *stats);
 
 /*

@@ -12,6 +12,10 @@ listens opens C{PATH.up} for reading; who connects opens C{PATH.down} for
 reading, C{PATH.up} for writing, and waits; then who listens opens C{PATH.down}
 for writing, which is possible only now, and the other one sees that somebody
 may write to him. So either may come first, and either may be started again.
+
+A pair serves one connection. Who connects, and finds that somebody may write
+already, has come to that of another one, who is gone and whom the other end
+still takes for there: it lets go, so that this is noticed, and comes again.
 """
 
 from __future__ import annotations
@@ -198,10 +202,6 @@ class _Fifo(Pipe):
         self._trying = self._reactor.callLater(self._pause, self._try)
         self._pause = min(LONGEST_PAUSE, 2 * self._pause)
 
-    def _portLost(self, port: PacketPort) -> None:
-        super()._portLost(port)
-        self._try()
-
     def close(self) -> None:
         """Close it, and try no more."""
         super().close()
@@ -251,6 +251,11 @@ class FifoListener(_Fifo):
             raise
         reading, self._reading = self._reading, -1
         return Ends(reading, writing)
+
+    def _portLost(self, port: PacketPort) -> None:
+        super()._portLost(port)
+        # Nobody comes to those that were used.
+        self._try()
 
     def _forget(self) -> None:
         reading, self._reading = self._reading, -1
@@ -311,7 +316,10 @@ class FifoConnector(_Fifo):
         if self._half is not None and not self._isThere(self._half):
             # There are new ones, also if they were made while we opened these.
             self._forget()
-        half = self._half = self._half or self._openBoth()
+        if self._half is None:
+            self._half = self._openNew()
+            return None
+        half = self._half
         with suppress(BlockingIOError):
             half.come = half.recv(BUFFER_BYTES // 2)
             if not half.come:
@@ -319,6 +327,22 @@ class FifoConnector(_Fifo):
                 return None
         self._half = None
         return half
+
+    def _openNew(self) -> Ends:
+        """
+        Both, if nobody may write yet. What there is to read otherwise begins somewhere inside of a packet.
+
+        @raise OSError: nobody is there, or somebody may write.
+        """
+        ends = self._openBoth()
+        try:
+            isNew = not ends.recv(1)
+        except OSError:
+            isNew = False
+        if not isNew:
+            ends.close()
+            raise OSError(errno.EBUSY, "who was connected is gone, and the other end has not noticed it yet")
+        return ends
 
     def _openBoth(self) -> Ends:
         reading = os.open(self.down, _READ)
@@ -330,6 +354,11 @@ class FifoConnector(_Fifo):
         except OSError:
             os.close(reading)
             raise
+
+    def _portLost(self, port: PacketPort) -> None:
+        super()._portLost(port)
+        # The other end needs a moment to see it, and to make new ones.
+        self._tryAgain()
 
     def _isThere(self, ends: Ends) -> bool:
         """Whether it still is the pipe of that name."""

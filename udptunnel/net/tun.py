@@ -12,6 +12,7 @@ The functions stand in the order in which a packet meets them.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -238,19 +239,21 @@ class TunPort:
                 self._offload.refused(error, *NAMES)
         return self._system.open(name, plain)
 
-    def adopt(self, descriptor: int, headed: bool = False) -> None:
+    def adopt(self, descriptor: int, headed: bool = False, lent: bool = False) -> None:
         """
-        Use a descriptor that somebody else has opened, and leave the device as it is otherwise.
+        Use a descriptor that somebody else has opened, and leave the device as it is otherwise. It does not block then.
 
+        @param descriptor: it is ours from now on, and is closed with the port.
         @param headed: whether there are virtio headers. The kernel's own word
             counts more; but some hosts do not let us ask it.
-        @raise ListenError: it is not a TUN without packet information. It was closed nevertheless.
+        @param lent: whether it stays with whoever has opened it. We use another one for the same device.
+        @raise ListenError: it is not a TUN without packet information. It was closed nevertheless, unless it was lent.
         """
-        self._descriptor = descriptor
-        flags = self._identify(IFF_TUN | IFF_NO_PI | headed * IFF_VNET_HDR)
-        self.headed = bool(flags & IFF_VNET_HDR)
-        self._skip = 0 if self.headed else HEADER_BYTES
         try:
+            self._descriptor = os.dup(descriptor) if lent else descriptor
+            flags = self._identify(IFF_TUN | IFF_NO_PI | headed * IFF_VNET_HDR)
+            self.headed = bool(flags & IFF_VNET_HDR)
+            self._skip = 0 if self.headed else HEADER_BYTES
             _checkKind(flags)
             self._ask(FIONBIO, _INT.pack(1))
         except OSError as error:

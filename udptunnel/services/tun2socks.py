@@ -100,6 +100,8 @@ class Tun2socksService(MultiService):
         tcp: TcpCarrier | None = None,
         pipe: MakePipe | None = None,
         longest: int = LARGEST_MESSAGE,
+        lent: bool = False,
+        known: Tun2socksConfig | None = None,
     ) -> None:
         """
         @param system: the operating system; this one unless a test says otherwise.
@@ -111,6 +113,9 @@ class Tun2socksService(MultiService):
             an end of a L{joint<udptunnel.net.packetpipe.joint>} with
             udp-server in the same process, for one.
         @param longest: the longest packet that goes down the pipe, in bytes.
+        @param lent: whether the descriptor C{--tun-fd} stays with whoever has opened it. Otherwise it is closed in the
+            end.
+        @param known: what L{withAddresses} says, if somebody has asked it already where it may block.
         @raise ConfigError: options contradict each other, or a file can not be read.
         """
         super().__init__()
@@ -120,7 +125,8 @@ class Tun2socksService(MultiService):
         if config.fwmark:
             require("--fwmark")
         self._given = config
-        self.config = config = withAddresses(config)
+        self._lent = lent
+        self.config = config = known or withAddresses(config)
         self.clock: Callable[[], float] = reactor.seconds
         self.counters = Counters()
         self.whenFailed: Callable[[str], None] = self._nobodyListens
@@ -260,7 +266,7 @@ class Tun2socksService(MultiService):
         self.port = self.gateway.outer = port
         self._opened.append(port.close)
         if self.config.tunFd is not None:
-            port.adopt(self.config.tunFd)
+            port.adopt(self.config.tunFd, lent=self._lent)
             if self.config.stack == "tun":
                 places, _ = self._findPlaces(port.name)
         else:
