@@ -6,24 +6,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
-from bench.__main__ import raiseDescriptorLimit, run, someOf, withoutOutput
+from bench.__main__ import run, withoutOutput
 from bench.chainpeers import CARRIERS, CHAIN_PEERS, PAIRS, Base, OursThrough
+from bench.command import Command
 from bench.load import Load, Sender
 from bench.measures import TRIPS, Effort, Figures, Measure, milliseconds, toSink
 from bench.peers import Peer, Tunnel
 from bench.picture import Mark, Panel, picture
 from bench.places import LOOPBACK
-from bench.programs import REPOSITORY, BenchError, commandName, family
+from bench.programs import BenchError, commandName, family
 from bench.report import machineFacts
 from bench.table import Column, Figure, Results, markdown, percent, remarkLines, rows, short, terminalHeads, text
 
-PUBLISHED, PARTIAL = Path("docs/benchmarks"), Path("build/benchmarks")
 NAME = "chain"
 """Results are NAME.md and NAME.svg."""
 
@@ -103,7 +101,6 @@ CHAIN_MEASURES = (
 )
 """All measures, in the order of the table."""
 
-KINDS = [measure.kind for measure in CHAIN_MEASURES]
 COLUMNS = [column for measure in CHAIN_MEASURES for column in measure.columns]
 
 
@@ -216,16 +213,13 @@ def chainPicture(results: Results, facts: Sequence[tuple[str, str]]) -> str:
 # -- the command
 
 
+COMMAND = Command(NAME, CHAIN_PEERS, CHAIN_MEASURES, ROUNDS)
+
+
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    names = [peer.name for peer in CHAIN_PEERS]
-    parser = argparse.ArgumentParser(prog="python -m bench.chain", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="short loads, one round: shows that it works, no more")
-    parser.add_argument("--only", type=someOf(names), default=names, metavar="PEER,...", help=", ".join(names))
-    parser.add_argument("--measure", type=someOf(KINDS), default=KINDS, metavar="NAME,...", help=", ".join(KINDS))
-    parser.add_argument("--rounds", type=int, metavar="N", help=f"medians are over so many rounds [default: {ROUNDS}]")
+    parser = COMMAND.parser(__doc__, "loads")
     parser.add_argument("--seconds", type=float, metavar="S", help=f"how long each load is [default: {SECONDS:g}]")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the page and the picture go")
     return parser.parse_args(words)
 
 
@@ -239,20 +233,12 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the benchmarks, print the tables, and write the page and the picture."""
     given = sys.argv[1:] if words is None else list(words)
     options = parse(given)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    raiseDescriptorLimit()
-    peers = [peer for peer in CHAIN_PEERS if peer.name in options.only]
-    measures = [measure for measure in CHAIN_MEASURES if measure.kind in options.measure]
-    results = run(peers, measures, options.rounds or (1 if options.quick else ROUNDS), effort(options))
+    COMMAND.begin()
+    results = run(*COMMAND.chosen(options), effort(options))
     print(terminal(results))
-    whole = not options.quick and len(peers) == len(CHAIN_PEERS) and len(measures) == len(CHAIN_MEASURES)
-    folder = options.output or REPOSITORY / (PUBLISHED if whole else PARTIAL)
-    folder.mkdir(parents=True, exist_ok=True)
     facts = machineFacts()
     how = " ".join(["python -m bench.chain", *withoutOutput(given)])
-    (folder / f"{NAME}.md").write_text(page(results, facts, how))
-    (folder / f"{NAME}.svg").write_text(chainPicture(results, facts))
-    print(f"written: {folder}/{NAME}.md, {folder}/{NAME}.svg")
+    COMMAND.write(options, page(results, facts, how), chainPicture(results, facts))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from bench.__main__ import raiseDescriptorLimit, run, someOf
+from bench.__main__ import run
+from bench.command import Command
 from bench.measures import QUICK, Effort, Figures, Measure
 from bench.peers import Peer
 from bench.picture import Mark, Panel, picture
-from bench.programs import REPOSITORY, BenchError, cpuSeconds
+from bench.programs import BenchError, cpuSeconds
 from bench.report import machineFacts
 from bench.table import Column, Figure, Results, markdown, percent, remarkLines, rows, short, terminalHeads, text
 from bench.tunpeers import TARGET, TUN_PEERS, OursTun, TunPeer, TunRun, proxyName
 
-PUBLISHED, PARTIAL = Path("docs/benchmarks"), Path("build/benchmarks")
 NAME = "tun"
 """Results are NAME.md and NAME.svg."""
 
@@ -102,8 +99,6 @@ TUN_MEASURES = (
 )
 """All measures, in the order of the table."""
 
-KINDS = list(dict.fromkeys(measure.kind for measure in TUN_MEASURES))
-
 
 # -- what is shown
 
@@ -164,37 +159,24 @@ def tunPicture(results: Results, facts: Sequence[tuple[str, str]]) -> str:
 # -- the command
 
 
+COMMAND = Command(NAME, TUN_PEERS, TUN_MEASURES, ROUNDS)
+
+
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    names = [peer.name for peer in TUN_PEERS]
-    parser = argparse.ArgumentParser(prog="python -m bench.tun", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="short streams, one round: shows that it works, no more")
-    parser.add_argument("--only", type=someOf(names), default=names, metavar="PEER,...", help=", ".join(names))
-    parser.add_argument("--measure", type=someOf(KINDS), default=KINDS, metavar="NAME,...", help=", ".join(KINDS))
-    parser.add_argument("--rounds", type=int, metavar="N", help=f"medians are over so many rounds [default: {ROUNDS}]")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the page and the picture go")
-    return parser.parse_args(words)
+    return COMMAND.parser(__doc__, "streams").parse_args(words)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the benchmarks, print the tables, and write the page and the picture."""
-    given = sys.argv[1:] if words is None else list(words)
-    options = parse(given)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    raiseDescriptorLimit()
-    peers = [peer for peer in TUN_PEERS if peer.name in options.only]
-    measures = [measure for measure in TUN_MEASURES if measure.kind in options.measure]
-    rounds = options.rounds or (1 if options.quick else ROUNDS)
+    options = parse(words)
+    COMMAND.begin()
+    peers, measures, rounds = COMMAND.chosen(options)
     results = run(peers, measures, rounds, QUICK if options.quick else Effort())
     print(terminal(results, measures))
-    whole = not options.quick and len(peers) == len(TUN_PEERS) and len(measures) == len(TUN_MEASURES)
-    folder = options.output or REPOSITORY / (PUBLISHED if whole else PARTIAL)
-    folder.mkdir(parents=True, exist_ok=True)
     facts = machineFacts()
     how = "python -m bench.tun" + " --quick" * options.quick
-    (folder / f"{NAME}.md").write_text(page(results, measures, facts, how))
-    (folder / f"{NAME}.svg").write_text(tunPicture(results, facts))
-    print(f"written: {folder}/{NAME}.md, {folder}/{NAME}.svg")
+    COMMAND.write(options, page(results, measures, facts, how), tunPicture(results, facts))
 
 
 if __name__ == "__main__":
