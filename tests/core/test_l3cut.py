@@ -8,12 +8,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.l3 import ALICE4, FOUR, SIX, completed, headerSum, joined, superPacket, tcpPacket, udpPacket
 from tests.examples import EXAMPLES
-from udptunnel.core.l3cut import cut, fragments
+from udptunnel.core.l3cut import cut
 from udptunnel.core.l3join import MOST_SEGMENTS, Joiner
 from udptunnel.core.l3outward import payloadStart
 from udptunnel.wire import segments
 from udptunnel.wire.checksum import pseudoSum
-from udptunnel.wire.ip import DONT_FRAGMENT, MORE_FRAGMENTS, TCP, UDP, parse
+from udptunnel.wire.ip import DONT_FRAGMENT, MORE_FRAGMENTS, TCP, UDP, parse, refragmented
 from udptunnel.wire.transport import ACK, CWR, FIN, PSH
 from udptunnel.wire.vnet import GSO_ECN, GSO_TCPV4, VNET_BYTES, unpackVnet
 
@@ -161,14 +161,14 @@ class JoinTests(SynchronousTestCase):
 
 
 class FragmentTests(SynchronousTestCase):
-    """L{fragments}."""
+    """L{refragmented}."""
 
     def test_parts(self) -> None:
         """All parts but the last carry a multiple of eight bytes; together they are the packet."""
         raw = bytearray(udpPacket(payload=bytes(range(250)) * 4))
         raw[4:8] = b"\0\x09\0\0"
         packet = headerSum(raw)
-        parts = fragments(packet, parse(packet), 301)
+        parts = refragmented(packet, 301)
         found = [parse(part) for part in parts]
         self.assertEqual([each.totalLength for each in found], [300, 300, 300, 188])
         self.assertEqual(b"".join(part[20:] for part in parts), packet[20:])
@@ -182,7 +182,7 @@ class FragmentTests(SynchronousTestCase):
         raw = bytearray(udpPacket(payload=bytes(600)))
         raw[4:8] = (9).to_bytes(2, "big") + (MORE_FRAGMENTS | 100).to_bytes(2, "big")
         packet = headerSum(raw)
-        found = [parse(part).fragment for part in fragments(packet, parse(packet), 420)]
+        found = [parse(part).fragment for part in refragmented(packet, 420)]
         self.assertEqual([each and (each.offset, each.more) for each in found], [(800, True), (1200, True)])
 
     def test_flags(self) -> None:
@@ -190,6 +190,6 @@ class FragmentTests(SynchronousTestCase):
         raw = bytearray(udpPacket(payload=bytes(600)))
         raw[6:8] = b"\0\0"
         packet = headerSum(raw)
-        for part in fragments(packet, parse(packet), 400):
+        for part in refragmented(packet, 400):
             self.assertEqual(int.from_bytes(part[6:8], "big") & DONT_FRAGMENT, 0)
             self.assertEqual((part[12:16], part[8]), (ALICE4, 64))

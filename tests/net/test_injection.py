@@ -15,14 +15,14 @@ from tests.wire.test_segments import FOUR, SIX, tcp, udp
 from udptunnel.core.counters import Counters
 from udptunnel.core.fragments import Fragments
 from udptunnel.errors import ListenError
-from udptunnel.net.injection import RawInjector, TunInjector, fragments
+from udptunnel.net.injection import RawInjector, TunInjector
 from udptunnel.net.sockaddr import packSockaddr
 from udptunnel.net.testing import PortReactor
 from udptunnel.net.tun import TunOffload, TunPort
 from udptunnel.net.tundevice import Interface
 from udptunnel.wire.checksum import FIELD
 from udptunnel.wire.frame import Buffer
-from udptunnel.wire.ip import hostOf, parse
+from udptunnel.wire.ip import hostOf, parse, refragmented
 from udptunnel.wire.segments import cut
 from udptunnel.wire.transport import checksumHolds
 from udptunnel.wire.vnet import PLAIN
@@ -234,12 +234,12 @@ class RawTests(SynchronousTestCase):
 
 
 class FragmentsTests(SynchronousTestCase):
-    """L{fragments}."""
+    """L{refragmented}."""
 
     def test_ofFragment(self) -> None:
         """A fragment is cut like a packet: offsets go on from its own, and only the packet's last part ends it."""
-        first, second = fragments(whole(FOUR, 100, mayCut=True), 84, 9)
-        parts = [parse(each).fragment for part in (first, second) for each in fragments(bytes(part), 44, 5)]
+        first, second = refragmented(whole(FOUR, 100, mayCut=True), 84, 9)
+        parts = [parse(each).fragment for part in (first, second) for each in refragmented(bytes(part), 44, 5)]
         self.assertEqual(
             [(each.offset, each.more) for each in parts if each], [(0, 1), (24, 1), (48, 1), (64, 1), (88, 0)]
         )
@@ -249,7 +249,7 @@ class FragmentsTests(SynchronousTestCase):
         """A packet that has one keeps it."""
         packet = bytearray(whole(FOUR, 100, mayCut=True))
         FIELD.pack_into(packet, 4, 77)
-        self.assertEqual({part[4:6] for part in fragments(bytes(packet), 84, 9)}, {b"\0M"})
+        self.assertEqual({part[4:6] for part in refragmented(bytes(packet), 84, 9)}, {b"\0M"})
 
 
 class TunTests(SynchronousTestCase):

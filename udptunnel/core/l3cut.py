@@ -12,7 +12,7 @@ from __future__ import annotations
 from struct import Struct, calcsize, pack
 
 from udptunnel.wire.checksum import FIELD, LARGEST_SUM, pseudoSum, wordSum
-from udptunnel.wire.ip import IPV4_BYTES, IPV6_BYTES, MORE_FRAGMENTS, TCP, Packet
+from udptunnel.wire.ip import IPV4_BYTES, IPV6_BYTES, TCP, Packet
 from udptunnel.wire.transport import CWR, FIN, PSH
 from udptunnel.wire.vnet import TCP_CHECKSUM, UDP_CHECKSUM
 
@@ -106,26 +106,3 @@ def _setFlags(packets: list[bytes], packet: bytes, at: int) -> None:
         if flags:
             one = packets[place]
             packets[place] = one[:at] + bytes((one[at] | flags,)) + one[at + 1 :]
-
-
-def fragments(packet: bytes, found: Packet, mtu: int) -> list[bytes]:
-    """
-    The fragments of an IPv4 packet that allows that, as a router makes them (RFC 791 section 3.2).
-
-    @param packet: without options, maybe a fragment itself; its checksums are full.
-    @param found: what its headers say.
-    @param mtu: at least 28.
-    """
-    step = (mtu - IPV4_BYTES) & ~7
-    parts = []
-    for place in range(IPV4_BYTES, len(packet), step):
-        payload = packet[place : place + step]
-        more = place + step < len(packet) or bool(found.fragment and found.fragment.more)
-        offset = (found.fragment.offset if found.fragment else 0) + place - IPV4_BYTES
-        header = bytearray(packet[:IPV4_BYTES])
-        FIELD.pack_into(header, 2, IPV4_BYTES + len(payload))
-        FIELD.pack_into(header, 6, more * MORE_FRAGMENTS | offset >> 3)
-        header[_IPV4_CHECKSUM_AT : _IPV4_CHECKSUM_AT + 2] = b"\0\0"
-        FIELD.pack_into(header, _IPV4_CHECKSUM_AT, LARGEST_SUM - wordSum(header))
-        parts.append(bytes(header) + payload)
-    return parts

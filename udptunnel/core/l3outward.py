@@ -13,12 +13,12 @@ from typing import TypeAlias
 
 from udptunnel.core.bucket import Bucket
 from udptunnel.core.counters import Counters
-from udptunnel.core.l3cut import cut, fragments
+from udptunnel.core.l3cut import cut
 from udptunnel.core.l3policy import Policy
 from udptunnel.errors import PacketError
 from udptunnel.wire.checksum import FIELD, LARGEST_SUM, complete, updated
 from udptunnel.wire.frame import Buffer
-from udptunnel.wire.ip import DONT_FRAGMENT, TCP, UDP, Packet, parse
+from udptunnel.wire.ip import DONT_FRAGMENT, TCP, UDP, Packet, parse, refragmented
 from udptunnel.wire.l3 import DATA, OPEN
 from udptunnel.wire.mss import clampMss
 from udptunnel.wire.transport import SYN, parseTcp, parseUdp, timeExceeded, tooBig
@@ -165,7 +165,7 @@ class Outward:
         self._tell(lambda raw, found: tooBig(raw, found, self.mtu), raw, found, now)
 
     def _cutOne(self, packet: bytes) -> None:
-        parts = fragments(packet, parse(packet), self.mtu)
+        parts = refragmented(packet, self.mtu)
         self.batches.append((DATA, parts))
 
 

@@ -24,7 +24,7 @@ from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.tun import TunPort
 from udptunnel.wire.checksum import complete
 from udptunnel.wire.frame import Buffer
-from udptunnel.wire.ip import DONT_FRAGMENT, MORE_FRAGMENTS, hostOf
+from udptunnel.wire.ip import DONT_FRAGMENT, hostOf, refragmented
 from udptunnel.wire.segments import cut
 from udptunnel.wire.vnet import NEEDS_CSUM, PLAIN, VNET_BYTES
 
@@ -228,7 +228,7 @@ class RawInjector:
         complete(packet, start, offset)
         return (packet,)
 
-    def _send(self, port: _RawPort, packets: list[Buffer]) -> None:
+    def _send(self, port: _RawPort, packets: Sequence[Buffer]) -> None:
         if port.descriptor < 0:
             self._counters.drop("inject closed", len(packets))
             return
@@ -271,7 +271,7 @@ class RawInjector:
             self._counters.drop("inject EMSGSIZE")
         elif port.family == socket.AF_INET and not _forbidsFragments(packet):
             self._identification = self._identification % 0xFFFF + 1
-            self._send(port, fragments(packet, most, self._identification))
+            self._send(port, refragmented(packet, most, self._identification))
         else:
             self._counters.drop("inject too long")
             if self._tooLong is not None:
@@ -280,28 +280,6 @@ class RawInjector:
 
 def _forbidsFragments(packet: bytes) -> bool:
     return bool(_FLAGS.unpack_from(packet, _FLAGS_AT)[0] & DONT_FRAGMENT)
-
-
-def fragments(packet: bytes, most: int, identification: int) -> list[Buffer]:
-    """
-    An IPv4 packet, which may be a fragment itself, in parts. Their header checksums are left to the kernel.
-
-    @param most: how long each may be.
-    @param identification: of a packet that has none, 1 to 65,535.
-    """
-    start = (packet[0] & 0xF) * 4
-    header, payload = bytearray(packet[:start]), packet[start:]
-    (word,) = _FLAGS.unpack_from(header, _FLAGS_AT)
-    if not any(header[4:6]):
-        _FLAGS.pack_into(header, 4, identification)
-    step = max(8, most - start & ~7)
-    parts: list[Buffer] = []
-    for place in range(0, len(payload), step):
-        more = MORE_FRAGMENTS if place + step < len(payload) else word & MORE_FRAGMENTS
-        _FLAGS.pack_into(header, _FLAGS_AT, (word & _OFFSET) + place // 8 | more)
-        _FLAGS.pack_into(header, 2, start + len(payload[place : place + step]))
-        parts.append(bytes(header) + payload[place : place + step])
-    return parts
 
 
 class TunInjector:

@@ -43,7 +43,7 @@ from typing import NamedTuple
 
 from udptunnel.errors import PacketError
 from udptunnel.wire.address import normalHost, parseHost
-from udptunnel.wire.checksum import LARGEST_SUM, fold
+from udptunnel.wire.checksum import FIELD, LARGEST_SUM, checksum, fold
 from udptunnel.wire.frame import Buffer
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
@@ -349,3 +349,29 @@ def _parts(payload: bytes, room: int) -> list[tuple[int, bool, bytes]]:
         raise PacketError("no part of a packet fits such a small MTU")
     starts = range(0, len(payload), step)
     return [(start, start + step < len(payload), payload[start : start + step]) for start in starts]
+
+
+def refragmented(packet: bytes, mtu: int, identification: int = 0) -> list[bytes]:
+    """
+    The fragments of an IPv4 packet that allows that, as a router makes them (RFC 791 section 3.2).
+
+    @param packet: maybe a fragment itself; its checksums are full.
+    @param mtu: at least 28.
+    @param identification: of a packet that has none.
+    """
+    start = (packet[0] & 0xF) * 4
+    header, payload = bytearray(packet[:start]), packet[start:]
+    (word,) = FIELD.unpack_from(header, 6)
+    if not any(header[4:6]):
+        FIELD.pack_into(header, 4, identification)
+    step = max(8, mtu - start & ~7)
+    fragments = []
+    for place in range(0, len(payload), step):
+        part = payload[place : place + step]
+        more = MORE_FRAGMENTS if place + step < len(payload) else word & MORE_FRAGMENTS
+        FIELD.pack_into(header, 6, (word & _OFFSET) + place // 8 | more)
+        FIELD.pack_into(header, 2, start + len(part))
+        FIELD.pack_into(header, 10, 0)
+        FIELD.pack_into(header, 10, checksum(header))
+        fragments.append(bytes(header) + part)
+    return fragments
