@@ -320,8 +320,11 @@ class DatagramPort:
             self._busy, self._rate = rate > BUSY_RATE and now >= self._restlessUntil, rate
 
     def _rested(self) -> None:
+        """Read without asking the reactor first: a busy port has something."""
         self._resting = None
-        self._traffic.reactor.addReader(self)
+        self.doRead()
+        if self._resting is None and self._socket is not None:
+            self._traffic.reactor.addReader(self)
 
     def _messages(self, receive: Callable[[socket.socket], Burst]) -> list[Burst]:
         assert self._socket is not None
