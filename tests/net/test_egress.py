@@ -186,6 +186,32 @@ class StrangersTestCase(EgressTestCase):
         return port
 
 
+class PortFilteringTests(StrangersTestCase):
+    """Who may send to an external port that takes answers only."""
+
+    filtering = Filtering("port")
+
+    def test_port(self) -> None:
+        """With C{port}, only what exactly was sent to may."""
+        outlet = self.outlet = self.open(2)
+        outlet.send(self.target.address, 1, b"x")
+        self.assertArrives(b"x")
+        self.sendsBack(self.stranger("127.0.0.1"))
+        self.assertComeIn()
+        self.sendsBack(self.target)
+        self.assertComeIn(b"answer")
+        self.assertEqual(self.counters.dropped, {"from a stranger": 1})
+
+    def test_mapped(self) -> None:
+        """A target in whatever form is known again by its answers."""
+        self.outlet = self.open(2)
+        target, _ = unpackAddress(packAddress(Address("::ffff:127.0.0.1", self.target.address.port)))
+        self.outlet.send(target, 1, b"x")
+        self.assertArrives(b"x")
+        self.sendsBack(self.target)
+        self.assertComeIn(b"answer")
+
+
 class FilteringTests(StrangersTestCase):
     """Who may send to an external port."""
 
@@ -201,18 +227,6 @@ class FilteringTests(StrangersTestCase):
         self.assertComeIn()
         self.assertEqual(self.counters.dropped, {"from a stranger": 1})
 
-    def test_port(self) -> None:
-        """With C{port}, only what exactly was sent to may."""
-        self.egress.filtering = Filtering("port")
-        outlet = self.outlet = self.open(2)
-        outlet.send(self.target.address, 1, b"x")
-        self.assertArrives(b"x")
-        self.sendsBack(self.stranger("127.0.0.1"))
-        self.assertComeIn()
-        self.sendsBack(self.target)
-        self.assertComeIn(b"answer")
-        self.assertEqual(self.counters.dropped, {"from a stranger": 1})
-
     def test_afterwards(self) -> None:
         """Whoever is sent to later may answer from then on; each association knows its own."""
         other, received = self.makeTarget("127.0.0.2")
@@ -224,16 +238,6 @@ class FilteringTests(StrangersTestCase):
         self.assertComeIn()
         self.outlet.send(other.address, 1, b"x")
         self.sendsBack(other)
-        self.assertComeIn(b"answer")
-
-    def test_mapped(self) -> None:
-        """A target in whatever form is known again by its answers."""
-        self.egress.filtering = Filtering("port")
-        self.outlet = self.open(2)
-        target, _ = unpackAddress(packAddress(Address("::ffff:127.0.0.1", self.target.address.port)))
-        self.outlet.send(target, 1, b"x")
-        self.assertArrives(b"x")
-        self.sendsBack(self.target)
         self.assertComeIn(b"answer")
 
     def test_name(self) -> None:

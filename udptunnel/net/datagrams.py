@@ -382,15 +382,15 @@ class DatagramPort:
 
         @param to: a numeric address that fits the socket.
         """
-        if self._socket is None:
-            self._traffic.counters.drop("port closed", count(size, payload))
+        opened, counters = self._socket, self._traffic.counters
+        if opened is None:
+            counters.drop("port closed", count(size, payload))
             return
-        counters = self._traffic.counters
         if len(payload) > size:
-            self._sendSeveral(self._socket, to, size, payload)
+            self._sendSeveral(opened, to, size, payload)
             return
         try:
-            self._socket.sendto(payload, to)
+            opened.sendto(payload, to)
         except OSError as error:
             counters.drop(f"send {nameOf(error)}")
             self.failed(error)
@@ -401,10 +401,12 @@ class DatagramPort:
             counters.sentBytes += len(payload)
 
     def _sendSeveral(self, opened: socket.socket, to: KernelAddress, size: int, payload: Buffer) -> None:
-        segmented = self._traffic.offload.gso
-        for piece in pieces(size, payload, min(MOST_SEGMENTS * size, LARGEST_DATAGRAM)):
-            if not (segmented and self._sendSegmented(opened, to, size, piece)):
-                self._sendEach(opened, to, size, piece)
+        most = min(MOST_SEGMENTS * size, LARGEST_DATAGRAM)
+        if len(payload) > most:
+            for piece in pieces(size, payload, most):
+                self.send(to, size, piece)
+        elif not (self._traffic.offload.gso and self._sendSegmented(opened, to, size, payload)):
+            self._sendEach(opened, to, size, payload)
 
     def sendHeaded(self, to: KernelAddress, header: bytes, size: int, payload: Buffer) -> None:
         """Send a burst, each datagram behind the same header."""

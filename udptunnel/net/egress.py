@@ -76,9 +76,12 @@ class Route:
     @ivar to: where to send; C{None} if nothing may be sent.
     @ivar reason: why nothing is.
     @ivar until: when this must be found out again.
+    @ivar key: by what an external port remembers that it has sent there.
     """
 
-    __slots__ = ("reason", "target", "to", "until")
+    __slots__ = ("key", "reason", "target", "to", "until")
+
+    key: str | Address
 
     def __init__(self, to: KernelAddress | None, reason: str, until: float, target: Address = NOWHERE) -> None:
         self.to = to
@@ -135,19 +138,23 @@ class ExternalPort:
         route = self._egress.route(address)
         if route is None:
             self._await(address, size, payload)
-        elif route.to is None:
+        else:
+            self._sendBy(route, size, payload)
+
+    def _sendBy(self, route: Route, size: int, payload: Buffer) -> None:
+        if route.to is None:
             self._egress.drop(route.reason, count(size, payload))
         else:
-            self._sendTo(route, size, payload)
+            if route.key not in self._known:
+                self._learn(route)
+            self._port.send(route.to, size, payload)
 
-    def _sendTo(self, route: Route, size: int, payload: Buffer) -> None:
-        key = self._egress.filtering.keyOf(route.target)
-        if key not in self._known:
-            if len(self._known) >= MOST_KNOWN:
-                del self._known[next(iter(self._known))]
-            self._known[key] = route.target
-            self._namesSent = self._namesSent or route.target.isName
-        self._port.send(route.to, size, payload)  # type: ignore[arg-type]
+    def _learn(self, route: Route) -> None:
+        """Remember where something is sent for the first time."""
+        if len(self._known) >= MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[route.key] = route.target
+        self._namesSent = self._namesSent or route.target.isName
 
     def _await(self, address: Address, size: int, payload: Buffer) -> None:
         """Let a burst wait until the name of its target is resolved."""
@@ -164,10 +171,7 @@ class ExternalPort:
         waiting = [each for each in self._waiting if each[0] == address]
         self._waiting = [each for each in self._waiting if each[0] != address]
         for _, size, payload in waiting:
-            if route.to is None:
-                self._egress.drop(route.reason, count(size, payload))
-            else:
-                self._sendTo(route, size, payload)
+            self._sendBy(route, size, payload)
 
     # -- from anywhere
 
@@ -356,6 +360,8 @@ class Egress:
     def _remember(self, address: Address, route: Route) -> Route:
         if len(self._routes) >= MOST_ROUTES:
             self._routes.clear()
+        if route.to is not None:
+            route.key = self.filtering.keyOf(route.target)
         self._routes[address] = route
         return route
 

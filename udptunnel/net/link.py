@@ -158,11 +158,11 @@ class SocketCarrier(StreamCarrier):
         except OSError:
             # The transport will find out by itself, in the reactor's own time.
             sent = 0
-        rest = _after(sent, buffers)
-        if rest:
-            self._waiting = True
-            self._stream.write(rest)
-        return not rest
+        if sent == sum(map(len, buffers)):
+            return True
+        self._waiting = True
+        self._stream.write(_after(sent, buffers))
+        return False
 
     def forget(self) -> None:
         """The connection is gone: know nobody any more, nor be known."""
