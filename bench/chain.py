@@ -14,6 +14,7 @@ from bench.__main__ import run, withoutOutput
 from bench.chainpeers import CARRIERS, CHAIN_PEERS, PAIRS, Base, OursThrough
 from bench.command import Command
 from bench.load import Load, Sender
+from bench.command import Command
 from bench.measures import TRIPS, Effort, Figures, Measure, milliseconds, toSink
 from bench.peers import Peer, Tunnel
 from bench.picture import Mark, Panel, picture
@@ -211,6 +212,9 @@ def chainPicture(results: Results, facts: Sequence[tuple[str, str]]) -> str:
 
 
 # -- the command
+
+
+COMMAND = Command(NAME, CHAIN_PEERS, CHAIN_MEASURES, ROUNDS)
 
 
 COMMAND = Command(NAME, CHAIN_PEERS, CHAIN_MEASURES, ROUNDS)

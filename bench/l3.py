@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from bench.__main__ import run
 from bench.command import Command
 from bench.l3peers import L3_PEERS, TARGET, L3Peer, L3Run, OursL3
+from bench.command import Command
 from bench.measures import QUICK, Effort, Figures, Measure
 from bench.peers import Peer
 from bench.picture import Mark, Panel, picture
@@ -165,6 +166,9 @@ def l3Picture(results: Results, facts: Sequence[tuple[str, str]]) -> str:
 
 
 # -- the command
+
+
+COMMAND = Command(NAME, L3_PEERS, L3_MEASURES, ROUNDS)
 
 
 COMMAND = Command(NAME, L3_PEERS, L3_MEASURES, ROUNDS)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from bench.__main__ import run
 from bench.command import Command
+from bench.command import Command
 from bench.measures import QUICK, Effort, Figures, Measure
 from bench.peers import Peer
 from bench.picture import Mark, Panel, picture
@@ -157,6 +158,9 @@ def tunPicture(results: Results, facts: Sequence[tuple[str, str]]) -> str:
 
 
 # -- the command
+
+
+COMMAND = Command(NAME, TUN_PEERS, TUN_MEASURES, ROUNDS)
 
 
 COMMAND = Command(NAME, TUN_PEERS, TUN_MEASURES, ROUNDS)

@@ -320,6 +320,14 @@ class ChangeTests(SynchronousTestCase):
             self.assertGreater(sender.used(70, 73), 0.9, (megabits, roundTrip))
             self.assertLess(sender.path.longestWait(69, 75), DELAY + roundTrip + 2 * aDatagram, (megabits, roundTrip))
 
+    def test_idleFast(self) -> None:
+        """After a silence a fast path is used within some round trips: what was before says nothing of its rate."""
+        for rest in (6, 60):
+            sender = Sender(1000, 0.001, datagram=16384)
+            sender.rest(rest)
+            sender.fill(0.05)
+            self.assertGreater(sender.used(rest + 0.01, rest + 0.05), 0.9, rest)
+
     def test_idleFirst(self) -> None:
         """A link that was silent from the beginning starts no slower."""
         for megabits, roundTrip in paths():

@@ -188,12 +188,16 @@ class Window:
         arrivals = self._arrivals
         if not arrivals:
             arrivals.append((sentAt, now - self.roundTrip, 0))
+        elif now - arrivals[-1][1] > max(SPAN, 2 * self.roundTrip):
+            # The link was idle. How long it took to send what has arrived since, nobody knows.
+            arrivals.clear()
         arrivals.append((sentAt, now, self.acknowledged))
         while len(arrivals) > 2 and now - arrivals[1][1] >= max(SPAN, self.roundTrip):
             arrivals.popleft()
         pingedAt, begin, before = arrivals[0]
-        rate = (self.acknowledged - before) / max(now - begin, 1e-6)
-        filled = self._probeFrom is None and self._crowdedSince <= pingedAt
+        # Answers may come together: over less than a round trip they show the least that the rate can be.
+        rate = (self.acknowledged - before) / max(now - begin, self.roundTrip)
+        filled = self._probeFrom is None and self._crowdedSince <= pingedAt and now - begin >= self.roundTrip
         if filled or rate > self._rate:
             self._rate = rate
         return filled
