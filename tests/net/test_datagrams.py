@@ -240,6 +240,60 @@ class FairnessTests(PortTestCase):
             self.assertEqual((receiver.calls, counters.received, counters.dropped), ([], 0, {}))
 
 
+class SparseTests(PortTestCase):
+    """A port whose datagrams come one by one is read in the way that is shortest for one."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        if not probe(NAMES).mmsg:
+            raise SkipTest("this system has no recvmmsg")
+        self.port, self.received, self.counters = self.makePort(offload=NAMES)
+        self.far, _, _ = self.makePort(offload=NAMES)
+
+    def alone(self, datagram: bytes) -> None:
+        """Let one datagram come a moment after the one before."""
+        self.reactor.advance(0.001)
+        self.far.send(self.port.address, len(datagram), datagram)
+        self.port.doRead()
+
+    def test_alone(self) -> None:
+        """From the second one on recvmmsg is not asked any more; datagrams of all sizes are what they were."""
+        self.alone(b"first")
+        inbox: Any = self.port._traffic.inbox
+        inbox.receive = self.fail
+        for size in SIZES:
+            self.alone(pattern(size))
+        self.assertEqual(self.received.datagrams, [b"first", *map(pattern, SIZES)])
+        self.assertEqual(self.received.sources, {self.far.address})
+        self.assertEqual(self.counters.received, 1 + len(SIZES))
+
+    def test_crowd(self) -> None:
+        """When many come at once, two are read alone and the others together."""
+        self.alone(b"first")
+        for number in range(40):
+            self.far.send(self.port.address, 1, bytes([number]))
+        self.reactor.advance(0.001)
+        for _ in range(3):
+            self.port.doRead()
+        self.assertEqual(self.received.datagrams, [b"first", *(bytes([number]) for number in range(40))])
+
+    def test_burst(self) -> None:
+        """A burst that the kernel hands over as one is one, with the size of its datagrams, and its last is shorter."""
+        if not probe(("gro", "gso")).gro:
+            raise SkipTest("the kernel has no UDP_GRO")
+        self.alone(b"first")
+        self.reactor.advance(0.001)
+        self.far.send(self.port.address, 100, pattern(1050))
+        self.port.doRead()
+        self.assertEqual(self.received.bursts[1:], [Burst(self.far.address, 100, pattern(1050))])
+
+    def test_nothing(self) -> None:
+        """If nothing is there after all, that is no error."""
+        self.alone(b"first")
+        self.port.doRead()
+        self.assertEqual((self.received.datagrams, self.counters.dropped), ([b"first"], {}))
+
+
 class Flooded(MemorySocket):
     """Always has one more."""
 
@@ -360,6 +414,16 @@ class RestTests(PortTestCase):
             self.port.doRead()
             self.reactor.advance(0.01)
         self.assertEqual(len(self.received.datagrams), 1200)
+
+    def test_atOnce(self) -> None:
+        """When it has rested it reads what is there, without being told."""
+        self.open()
+        self.flood(1200)
+        self.socket.arrived.append((b"y", ("127.0.0.1", 9)))
+        self.assertEqual(self.reactor.getReaders(), [])
+        before = len(self.received.datagrams)
+        self.reactor.advance(0.002)
+        self.assertGreater(len(self.received.datagrams), before)
 
     def test_quiet(self) -> None:
         """A port that has little to do never rests, and neither does any if that is not wanted."""

@@ -273,6 +273,12 @@ class Link:
 
     def _write(self, parcels: Sequence[Parcel], now: float) -> Sequence[Parcel]:
         """Send bursts from the first on, and return those that found no room."""
+        if len(parcels) == 1:
+            # So it is with sparse flows, for which each step counts.
+            if not self._open(now):
+                return parcels
+            self._writeChunk(self.relay.wrap(parcels), now)
+            return ()
         place = 0
         while place < len(parcels) and self._open(now):
             begin, room = place, min(CHUNK, self.window.portion)

@@ -58,6 +58,9 @@ senders wait for answers, and are slowed down by our resting.
 RESTLESS_SECONDS = 1.0
 """How long a port does not rest after that was found out."""
 
+LONE_SECONDS = 0.0002
+"""A datagram that comes alone this long after the one before it is one of a sparse flow, and so will be the next."""
+
 MOST_DISCARDS = 1 + BUFFER_BYTES // 256 // SLOTS
 """Reads after which a socket is empty, but for what came meanwhile: even an empty datagram costs it 256 bytes."""
 
@@ -105,6 +108,8 @@ class Traffic:
         self.sources = PythonNames()
         self.inbox = Inbox(SourceNames()) if offload.mmsg else None
         self.outbox = Outbox() if offload.mmsg else None
+        self.lone = [memoryview(bytearray(1 << 16))]
+        """Where a datagram goes that is received alone."""
         self._ports: set[DatagramPort] = set()
         self._vigil = Vigil()
 
@@ -121,13 +126,13 @@ class Traffic:
         if self._vigil.tick(now):
             self._discard()
 
-    def stopped(self) -> bool:
+    def stopped(self, now: float) -> bool:
         """
         Something was read. Whether it is too old, because the process was stopped; if so, so is what all ports hold.
 
-        To be asked behind the read: the process may be stopped just before it.
+        @param now: the time behind the read: the process may be stopped just before it.
         """
-        if not self._vigil.stopped(self.reactor.seconds()):
+        if not self._vigil.stopped(now):
             return False
         self._discard()
         return True
@@ -148,8 +153,11 @@ class DatagramPort:
     __slots__ = (
         "_busy",
         "_family",
+        "_lone",
         "_mayRest",
+        "_prefix",
         "_rate",
+        "_readAt",
         "_receiver",
         "_resting",
         "_restlessUntil",
@@ -166,13 +174,15 @@ class DatagramPort:
             takes IPv4 as well.
         """
         self.address = address
+        self._prefix = f"UDP {address}"
         self._traffic = traffic
         self._receiver = receiver
         self._family = familyOf(address.host)
         self._socket: socket.socket | None = None
         self._resting: IDelayedCall | None = None
         self._busy = self._mayRest = False
-        self._rate = self._restlessUntil = 0.0
+        self._rate = self._restlessUntil = self._readAt = 0.0
+        self._lone = False
         self._since = 0.0
         self._taken = 0
 
@@ -202,6 +212,7 @@ class DatagramPort:
         self._socket = opened
         self._mayRest = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= RESTING_BYTES
         self.address = addressIn(opened.getsockname())
+        self._prefix = f"UDP {self.address}"
         self._traffic.reactor.addReader(self)
         self._traffic.opened(self)
 
@@ -244,8 +255,8 @@ class DatagramPort:
         return -1 if self._socket is None else self._socket.fileno()
 
     def logPrefix(self) -> str:
-        """What log lines about this port begin with."""
-        return f"UDP {self.address}"
+        """What log lines about this port begin with. The reactor asks each time that something arrives."""
+        return self._prefix
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor has no more use for the descriptor."""
@@ -258,8 +269,10 @@ class DatagramPort:
         traffic = self._traffic
         bursts = self._receive()
         if bursts:
-            taken = self._count(bursts)
-            if traffic.stopped():
+            taken, now = self._count(bursts), traffic.reactor.seconds()
+            self._lone = taken == 1 and now - self._readAt > LONE_SECONDS
+            self._readAt = now
+            if traffic.stopped(now):
                 traffic.counters.drop("stale", taken)
                 return
             try:
@@ -268,7 +281,7 @@ class DatagramPort:
                 # The reactor would close the port, and nobody would notice.
                 _log.failure("datagrams that came to {port} are lost by a mistake of ours", port=self.address)
             if traffic.rest and self._mayRest:
-                self._moderate(taken)
+                self._moderate(taken, now)
 
     def _receive(self) -> list[Burst]:
         traffic = self._traffic
@@ -276,6 +289,8 @@ class DatagramPort:
             if self._socket is None:
                 return []
             if traffic.inbox is not None and traffic.offload.mmsg:
+                if self._lone:
+                    return [self._receiveLone(self._socket)]
                 bursts = traffic.inbox.receive(self._socket.fileno(), self._family)
                 traffic.more = traffic.inbox.full
                 return bursts
@@ -292,7 +307,7 @@ class DatagramPort:
                 return
             self._traffic.counters.drop("stale", self._count(bursts))
 
-    def _moderate(self, taken: int) -> None:
+    def _moderate(self, taken: int, now: float) -> None:
         """
         Rest after a read, if the port is busy.
 
@@ -304,7 +319,6 @@ class DatagramPort:
         if traffic.more:
             # What is left belongs to the same time.
             return
-        now = traffic.reactor.seconds()
         if now - self._since >= _BUSY_SPAN:
             self._judge(self._taken / (now - self._since), now)
             self._since, self._taken = now, 0
@@ -325,6 +339,15 @@ class DatagramPort:
         self.doRead()
         if self._resting is None and self._socket is not None:
             self._traffic.reactor.addReader(self)
+
+    def _receiveLone(self, opened: socket.socket) -> Burst:
+        """One message, for which Python's own way is shorter than recvmmsg; if more are there, the reactor will say."""
+        traffic = self._traffic
+        traffic.more = False
+        length, ancillary, _, source = opened.recvmsg_into(traffic.lone, 64)
+        payload = traffic.lone[0][:length]
+        size = GRO_SIZE.unpack_from(ancillary[0][2])[0] if ancillary else length
+        return Burst(traffic.sources[source], size, payload)
 
     def _messages(self, receive: Callable[[socket.socket], Burst]) -> list[Burst]:
         assert self._socket is not None

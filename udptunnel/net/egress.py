@@ -179,12 +179,13 @@ class ExternalPort:
         """Somebody has sent something."""
         association = self._session.associations.get(self._number)
         if association is not None:
-            now = self._egress.seconds()
-            welcome = [burst for burst in bursts if self._lets(burst, now)]
-            for burst in welcome:
-                association.touch(burst.source, now)
-            if welcome:
-                self._session.send([(association, source, size, payload) for source, size, payload in welcome], now)
+            now, parcels = self._egress.seconds(), []
+            for burst in bursts:
+                if self._lets(burst, now):
+                    association.touch(burst.source, now)
+                    parcels.append((association, *burst))
+            if parcels:
+                self._session.send(parcels, now)
 
     def _lets(self, burst: Burst, now: float) -> bool:
         """Whether a burst may come in; counted if not."""

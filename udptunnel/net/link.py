@@ -320,12 +320,13 @@ class LinkProtocol(Protocol):
         try:
             if self.link.session is None:
                 self.checkConnection()
-            self.link.beginningReceived(data)
+                self.link.beginningReceived(data)
             frames, used = decode(data)
             self._carrier.decoded(len(frames), used)
             self.link.framesReceived(frames, self._clock())
-            # A stranger may fill no more with what comes behind its HELLO, either.
-            self.link.beginningReceived(data[used:])
+            if self.link.session is None:
+                # A stranger may fill no more with what comes behind its HELLO, either.
+                self.link.beginningReceived(data[used:])
         except (FrameError, LoginError) as error:
             return self._fail(error, len(data))
         return used
