@@ -14,7 +14,6 @@ from bench.__main__ import run, withoutOutput
 from bench.chainpeers import CARRIERS, CHAIN_PEERS, PAIRS, Base, OursThrough
 from bench.command import Command
 from bench.load import Load, Sender
-from bench.command import Command
 from bench.measures import TRIPS, Effort, Figures, Measure, milliseconds, toSink
 from bench.peers import Peer, Tunnel
 from bench.picture import Mark, Panel, picture

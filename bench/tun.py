@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from bench.__main__ import run
 from bench.command import Command
-from bench.command import Command
 from bench.measures import QUICK, Effort, Figures, Measure
 from bench.peers import Peer
 from bench.picture import Mark, Panel, picture
