@@ -64,7 +64,7 @@ class MemoryConnection:
 
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
         """What it was before."""
-        if not self.original:
+        if not self.original or level == socket.IPPROTO_TCP:
             raise OSError(92, "Protocol not available")
         assert (level, option) == ({socket.AF_INET: 0, socket.AF_INET6: 41}[self.family], 80)
         return packSockaddr(self.family, self.target)[:size]

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from udptunnel.errors import AddressError, SocksError
+from udptunnel.net.pacing import delayPacing, settlePacing
 from udptunnel.net.sockaddr import familyOf
 from udptunnel.wire.address import Address
 from udptunnel.wire.socks5 import ClientNegotiation, Command, Reply, ReplyCode
@@ -187,6 +188,7 @@ class Dial:
         host, port = self._proxy.address
         opened = self._socket = socket.socket(familyOf(host), socket.SOCK_STREAM)
         equip(opened)
+        delayPacing(opened)
         if self._proxy.mark:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._proxy.mark)
         code = opened.connect_ex((host, port))
@@ -217,6 +219,7 @@ class Dial:
             self._fail(*self._classify(OSError(code, os.strerror(code))))
         elif self._negotiation is not None:
             self._connected = True
+            settlePacing(opened)
             self._unsent = self._negotiation.begin()
             self._reactor.addReader(self)
 

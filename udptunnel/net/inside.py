@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from udptunnel.net.linuxtun import LinuxSystem
 from udptunnel.net.namespace import FAILED, NOT_EXECUTABLE, NOT_FOUND, REDIRECT, TRANSPARENT, Wanted
+from udptunnel.net.pacing import delayPacing
 from udptunnel.net.platforms import libc
 from udptunnel.net.tundevice import IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, Interface
 
@@ -207,6 +208,7 @@ def _listen(version: int) -> socket.socket:
     else:
         listener.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
     listener.setblocking(False)
+    delayPacing(listener)
     listener.bind(("", PORT))
     listener.listen(BACKLOG)
     return listener

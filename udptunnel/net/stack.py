@@ -25,6 +25,7 @@ from zope.interface import implementer
 from udptunnel.core.counters import Counters
 from udptunnel.core.nat import FORWARD, NOT_TCP, PORTS, Action, Listener, MutableBuffer, Nat, Session, Verdict
 from udptunnel.errors import ListenError, PacketError
+from udptunnel.net.pacing import delayPacing, settlePacing
 from udptunnel.net.platforms import socketOption
 from udptunnel.net.refusals import NOTHING_THERE, nameOf
 from udptunnel.net.sockaddr import addressIn, familyOf
@@ -359,6 +360,7 @@ class KernelStack:
             self._counters.drop("stranger at the listener")
             opened.close()
         else:
+            settlePacing(opened)
             self._receiver.connectionMade(connection, opened)
 
     def _whose(self, opened: socket.socket, peer: Address) -> Session | None:
@@ -448,6 +450,7 @@ class TunStack(KernelStack):
             # Other networks reach all addresses of this machine. Who may not say so has strangers shown out instead.
             opened.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, self._tun.name.encode())
         opened.setblocking(False)
+        delayPacing(opened)
         opened.bind((place.own, 0))
         opened.listen(BACKLOG)
         return Listener(place.own, place.next, opened.getsockname()[1])
