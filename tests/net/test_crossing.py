@@ -261,6 +261,74 @@ class CrossingTests(CrossingTestCase):
         self.assertEqual(self.tcp.report()["spliced"], hasattr(os, "splice"))
 
 
+class FakeWorkers:
+    """
+    Workers that take everything.
+
+    @ivar joined: what was handed to them.
+    """
+
+    moved = 7
+
+    def __init__(self) -> None:
+        self.joined: list[tuple[Any, ...]] = []
+        self.said: list[str] = []
+
+    def __len__(self) -> int:
+        return 1
+
+    def join(self, *given: Any) -> FakeWorkers:
+        self.joined.append(given)
+        return self
+
+    def start(self) -> None:
+        self.said.append("start")
+
+    def tick(self, now: float) -> None:
+        self.said.append("tick")
+
+    def close(self) -> None:
+        self.said.append("close")
+
+    def stop(self) -> None:
+        self.said.append("stop")
+
+
+class WorkersTests(CrossingTestCase):
+    """Connections that a worker holds."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.workers = FakeWorkers()
+        self.tcp = self.make(workers=self.workers, idleSeconds=60.0)
+
+    def crossed(self) -> tuple[FakeConnection, Callable[[str], None]]:
+        """A connection that was handed over, and what to call when it ends."""
+        connection = self.ask()
+        self.answer(connection, 0, b"rest")
+        self.made(connection)
+        one, other, ended, rests, idleSeconds = self.workers.joined[-1]
+        self.assertEqual((rests, idleSeconds), ((b"", b"rest"), 60.0))
+        for each in (one, other):
+            each.close()
+        return connection, ended
+
+    def test_ended(self) -> None:
+        """It counts as open, with the bytes that workers have moved, until the worker says that it has ended."""
+        connection, ended = self.crossed()
+        report = self.tcp.report()
+        self.assertEqual([report[each] for each in ("open", "opening", "bytes", "workers")], [1, 0, 7, 1])
+        ended("reset")
+        report = self.tcp.report()
+        self.assertEqual((report["open"], report["ended"], connection.said[-1]), (0, {"reset": 1}, "closed"))
+
+    def test_stop(self) -> None:
+        """It is closed first, and then the workers are stopped."""
+        connection, _ = self.crossed()
+        self.tcp.stop()
+        self.assertEqual((self.workers.said, connection.said[-1]), (["start", "close", "stop"], "closed"))
+
+
 class RefusalTests(CrossingTestCase):
     """Connections whose targets are not reached."""
 

@@ -24,6 +24,7 @@ from udptunnel.errors import AddressError
 from udptunnel.net.dial import Dial, Fault, Proxy, equip
 from udptunnel.net.splice import Pipes, Splice, abort
 from udptunnel.net.stack import Connection
+from udptunnel.net.workers import RemoteSplice, Workers
 from udptunnel.wire.address import Address
 from udptunnel.wire.socks5 import Command, Reply, ReplyCode
 from udptunnel.wire.transport import Unreachable
@@ -97,6 +98,7 @@ class SocksTcp:
         idleSeconds: float = 0.0,
         most: int,
         names: Callable[[Address], Address] = _same,
+        workers: Workers | None = None,
     ) -> None:
         """
         @param reactor: provides C{IReactorFDSet} and C{IReactorTime}.
@@ -107,12 +109,14 @@ class SocksTcp:
         @param most: how many connections there may be at once.
         @param names: what to ask the server for, given where a client connects to. It
             may raise C{AddressError}, and the client is refused.
+        @param workers: who holds connections when most descriptors are taken.
         """
         self.proxy = proxy
         self.early = early
         self.idleSeconds = idleSeconds
         self.reactor = reactor
         self.pipes = Pipes()
+        self._workers = workers or Workers(reactor)
         self._counters = counters
         self._appendSource = appendSource
         self._most = most
@@ -168,6 +172,19 @@ class SocksTcp:
 
     # -- what becomes of crossings
 
+    def join(
+        self, client: socket.socket, server: socket.socket, ended: Callable[[str], None], rest: bytes
+    ) -> Splice | RemoteSplice:
+        """
+        Make one connection of two.
+
+        @param ended: is told why it ended.
+        @param rest: what the server has sent already.
+        """
+        rests = b"", rest
+        remote = self._workers.join(client, server, ended, rests, self.idleSeconds)
+        return remote or Splice(self.reactor, self.pipes, client, server, ended, rests, self.idleSeconds)
+
     def reached(self) -> None:
         """The server has reached a target: all is well."""
         self._reached += 1
@@ -216,6 +233,7 @@ class SocksTcp:
         self._moved += self.pipes.moved
         self.pipes.close()
         self.pipes = Pipes()
+        self._workers.stop()
 
     def report(self) -> dict[str, Any]:
         """The figures as plain values."""
@@ -227,8 +245,9 @@ class SocksTcp:
             "reached": self._reached,
             "refused": dict(self._refused),
             "ended": dict(self._ended),
-            "bytes": self._moved + self.pipes.moved,
+            "bytes": self._moved + self.pipes.moved + self._workers.moved,
             "spliced": self.pipes.spliced,
+            "workers": len(self._workers),
         }
 
 
@@ -254,7 +273,7 @@ class _Crossing:
         self._opened: socket.socket | None = None
         self._proxied: socket.socket | None = None
         self._rest = b""
-        self._splice: Splice | None = None
+        self._splice: Splice | RemoteSplice | None = None
         self._failed = False
 
     def start(self, proxy: Proxy, target: Address) -> None:
@@ -313,11 +332,8 @@ class _Crossing:
             abort(opened)
             self._owner.ended(self._connection, "refused after early accept")
         elif self._proxied is not None:
-            owner, rests, self._rest = self._owner, (b"", self._rest), b""
-            self._splice = Splice(
-                owner.reactor, owner.pipes, self._opened, self._proxied, self._over, rests, owner.idleSeconds
-            )
-            self._opened = self._proxied = None
+            self._splice = self._owner.join(self._opened, self._proxied, self._over, self._rest)
+            self._opened, self._proxied, self._rest = None, None, b""
             self._splice.start()
 
     def _over(self, why: str) -> None:
