@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import resource
 import socket
 import struct
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 from tests.system.namespaces import Network
 from tests.system.programs import SECONDS, until
@@ -37,6 +40,7 @@ SOON = 3.0
 
 PAGES, AT_ONCE = 300, 50
 HELD = 1000
+FEW = 900
 MEGABYTE = 1 << 20
 FIREWALL = "input ct state established,related accept", "input drop"
 """What lets in nothing that nobody inside has asked for."""
@@ -280,22 +284,38 @@ class ManyTests(TcpTestCase):
             memory, before = residentBytes(self.tun), memory
         self.assertLess(memory - before, 4 * MEGABYTE)
 
-    def test_held(self) -> None:
-        """A thousand connections are held, each of them its own; a connection costs less than 32 KiB."""
-        memory = residentBytes(self.tun)
+    def hold(self, meanwhile: Callable[[], None]) -> None:
+        """Open many connections; each is its own, before and after something else is looked at."""
         with ExitStack() as undo:
             clients = [undo.enter_context(self.client(TARGET)) for _ in range(HELD)]
             for number, client in enumerate(clients):
                 client.connect((TARGET, STORE))
                 client.sendall(len(b"%d!" % number).to_bytes(8, "big") + b"%d" % number)
             until(lambda: self.connections() == HELD, f"{self.connections()} connections")
-            self.assertLess((residentBytes(self.tun) - memory) / HELD, 32 << 10)
+            meanwhile()
             for number, client in enumerate(clients):
                 client.sendall(b"!")
                 sent = b"%d!" % number
                 expected = block(len(sent)) + hashlib.sha256(sent).digest()
                 self.assertEqual(digestOf(client), (hashlib.sha256(expected).digest(), len(expected)))
+
+    def test_held(self) -> None:
+        """A thousand connections are held, each of them its own; a connection costs less than 32 KiB."""
+        memory = residentBytes(self.tun)
+        self.hold(lambda: self.assertLess((residentBytes(self.tun) - memory) / HELD, 32 << 10))
         self.assertAllGone()
+
+    def test_fewDescriptors(self) -> None:
+        """A thousand are held with descriptors for less than half of them, by workers; with tun2socks they end."""
+        number = self.tun.process.pid
+        resource.prlimit(number, resource.RLIMIT_NOFILE, (FEW, FEW))
+        self.hold(lambda: self.assertLess(self.tun.descriptors(), FEW))
+        until(lambda: self.connections() == 0, "a connection stays")
+        workers = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+        self.assertEqual(len(workers), self.report()["tcp"]["workers"])
+        self.assertGreater(len(workers), 0)
+        self.tun.process.terminate()
+        until(lambda: not any(Path(f"/proc/{each}").exists() for each in workers), "a worker stays")
 
     def test_refused(self) -> None:
         """A port scan leaves nothing behind."""
