@@ -423,7 +423,8 @@ class ControllerTests(RouteTestCase):
         self.assertEqual((self.reaches(SERVER), self.reaches(FAR), self.reaches(FAR6)), (True, False, False))
         self.assertEqual(self.ask(client, "status")["connectionStatus"], 0)
         self.assertEqual(self.ask(client, "resetRouting")["connectionStatus"], 1)
-        self.assertTrue(self.reaches(FAR) and self.reaches(FAR6))
+        # The neighbour may have to be found again first, which takes longer than one try.
+        self.waitFor(lambda: self.reaches(FAR) and self.reaches(FAR6))
         self.stop()
         self.assertRestored()
 
@@ -449,7 +450,7 @@ class ControllerTests(RouteTestCase):
         self.process.wait(SECONDS)
         self.assertFalse(self.reaches(FAR))
         self.process = self.start()
-        self.assertTrue(self.reaches(FAR) and self.reaches(FAR6))
+        self.waitFor(lambda: self.reaches(FAR) and self.reaches(FAR6))
         self.stop()
         self.assertRestored()
 
