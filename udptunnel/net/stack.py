@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from udptunnel.core.acks import newest
 from udptunnel.core.counters import Counters
 from udptunnel.core.nat import FORWARD, NOT_TCP, PORTS, Action, Listener, MutableBuffer, Nat, Session, Verdict
 from udptunnel.errors import ListenError, PacketError
@@ -297,7 +298,7 @@ class KernelStack:
         """Take what is TCP. The others are returned."""
         received, forward = self.table.packetReceived, self._forward
         others = []
-        for packet in packets:
+        for packet in newest(packets):
             verdict = received(packet, now)
             if verdict is FORWARD:
                 forward(packet)
