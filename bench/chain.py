@@ -216,9 +216,6 @@ def chainPicture(results: Results, facts: Sequence[tuple[str, str]]) -> str:
 COMMAND = Command(NAME, CHAIN_PEERS, CHAIN_MEASURES, ROUNDS)
 
 
-COMMAND = Command(NAME, CHAIN_PEERS, CHAIN_MEASURES, ROUNDS)
-
-
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = COMMAND.parser(__doc__, "loads")

@@ -170,9 +170,6 @@ def l3Picture(results: Results, facts: Sequence[tuple[str, str]]) -> str:
 COMMAND = Command(NAME, L3_PEERS, L3_MEASURES, ROUNDS)
 
 
-COMMAND = Command(NAME, L3_PEERS, L3_MEASURES, ROUNDS)
-
-
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     return COMMAND.parser(__doc__, "streams").parse_args(words)

@@ -46,7 +46,7 @@ MOST_BATCHED = 16
 DEBT_SECONDS = 0.005
 """How much of what it owes a sender makes up for after it was held up. More would be a flood that nobody ordered."""
 
-WINDOW_BYTES = 4_000_000
+WINDOW_BYTES = 2_000_000
 """What a sender has under way that waits for what it has sent: 5 ms at 3 Gbit/s, less than the peers' buffers hold."""
 
 LOOK_SECONDS, GIVE_UP_SECONDS = 0.0002, 0.1

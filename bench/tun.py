@@ -162,9 +162,6 @@ def tunPicture(results: Results, facts: Sequence[tuple[str, str]]) -> str:
 COMMAND = Command(NAME, TUN_PEERS, TUN_MEASURES, ROUNDS)
 
 
-COMMAND = Command(NAME, TUN_PEERS, TUN_MEASURES, ROUNDS)
-
-
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     return COMMAND.parser(__doc__, "streams").parse_args(words)

@@ -18,10 +18,11 @@ from udptunnel.net.testing import PortReactor
 from udptunnel.net.worker import LOOK_SECONDS, NO_ROOM, Worker
 from udptunnel.net.workers import (
     AGAIN_SECONDS,
-    JOIN,
     LOST,
     MOST_REST,
     MOST_WORKERS,
+    NUMBER,
+    TERMS,
     Channel,
     RemoteSplice,
     Workers,
@@ -61,9 +62,6 @@ class FakeProcess:
         if self._hangs and "kill" not in self.said:
             raise subprocess.TimeoutExpired("worker", timeout)
         return 0
-
-    def poll(self) -> int | None:
-        return None
 
     def kill(self) -> None:
         self.said.append("kill")
@@ -223,7 +221,7 @@ class JoinTests(WorkersTestCase):
         splice = self.join()
         assert splice is not None
         self.workers._workers[0].splices[77] = RemoteSplice(self.workers._workers[0], 77, self.ends.append)
-        channel.send(JOIN.pack(77, 0.0, 0))
+        channel.send(NUMBER.pack(77) + TERMS.pack(0.0, 0))
         self.drain()
         self.assertEqual(self.ends, [NO_ROOM])
 

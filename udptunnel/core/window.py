@@ -84,7 +84,7 @@ class Window:
     @property
     def room(self) -> float:
         """How many bytes may be sent now; none if not above 0."""
-        return self.size - (self.sent - self.acknowledged) if self.delay else inf
+        return self.size - self.flying if self.delay else inf
 
     @property
     def reserve(self) -> float:

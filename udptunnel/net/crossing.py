@@ -116,7 +116,7 @@ class SocksTcp:
         self.idleSeconds = idleSeconds
         self.reactor = reactor
         self.pipes = Pipes()
-        self._workers = workers or Workers(reactor)
+        self._workers = Workers(reactor) if workers is None else workers
         self._counters = counters
         self._appendSource = appendSource
         self._most = most

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from udptunnel.net.splice import Pipes, Splice
-from udptunnel.net.workers import JOIN, MOVED, NUMBER, Channel, endedMessage
+from udptunnel.net.workers import MOVED, NUMBER, TERMS, Channel, endedMessage
 
 LOOK_SECONDS = 5.0
 """How often connections are looked at that may have been silent for too long."""
@@ -43,7 +43,8 @@ class Worker:
             splice.close()
 
     def _join(self, message: bytes, descriptors: list[int]) -> None:
-        number, idleSeconds, length = JOIN.unpack_from(message)
+        (number,) = NUMBER.unpack_from(message)
+        idleSeconds, length = TERMS.unpack_from(message, NUMBER.size)
         if len(descriptors) != 2:
             # The kernel closes what we have no room for.
             for each in descriptors:
@@ -51,9 +52,15 @@ class Worker:
             self._channel.send(endedMessage(number, NO_ROOM))
             return
         one, other = (socket.socket(fileno=each) for each in descriptors)
-        rests = message[JOIN.size : JOIN.size + length], message[JOIN.size + length :]
+        rest = message[NUMBER.size + TERMS.size :]
         splice = Splice(
-            self._reactor, self._pipes, one, other, lambda why: self._ended(number, why), rests, idleSeconds
+            self._reactor,
+            self._pipes,
+            one,
+            other,
+            lambda why: self._ended(number, why),
+            (rest[:length], rest[length:]),
+            idleSeconds,
         )
         self._splices[number] = splice
         splice.start()

@@ -57,9 +57,9 @@ END_SECONDS = 5.0
 
 LOST = "worker lost"
 
-JOIN, NUMBER, MOVED = Struct("!IdI"), Struct("!I"), Struct("!IQ")
+NUMBER, TERMS, MOVED = Struct("!I"), Struct("!dI"), Struct("!IQ")
 
-_LARGEST = JOIN.size + MOST_REST
+_LARGEST = NUMBER.size + TERMS.size + MOST_REST
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from udptunnel.net.worker import main; main()"
 _log = Logger()
 
@@ -156,9 +156,6 @@ class Process(Protocol):
     def wait(self, timeout: float) -> int:
         """Wait for its end."""
 
-    def poll(self) -> int | None:
-        """Look whether it has ended."""
-
     def kill(self) -> None:
         """End it."""
 
@@ -227,16 +224,15 @@ class _Worker:
         self._channel = Channel(reactor, outside, self._received, self._lost)
 
     def join(
-        self,
-        one: socket.socket,
-        other: socket.socket,
-        ended: Callable[[str], None],
-        rests: tuple[bytes, bytes],
-        idleSeconds: float,
+        self, one: socket.socket, other: socket.socket, ended: Callable[[str], None], terms: bytes
     ) -> RemoteSplice | None:
-        """Hand over two sockets; C{None} if that can not be done now, and they are still the caller's."""
+        """
+        Hand over two sockets; C{None} if that can not be done now, and they are still the caller's.
+
+        @param terms: what the message says behind the number.
+        """
         number = self._last + 1
-        message = JOIN.pack(number, idleSeconds, len(rests[0])) + rests[0] + rests[1]
+        message = NUMBER.pack(number) + terms
         if not self._channel.offer(message, (one.fileno(), other.fileno())):
             return None
         one.close()
@@ -324,7 +320,8 @@ class Workers:
         if max(one.fileno(), other.fileno()) < self._limit() * 3 // 4 or sum(map(len, rests)) > MOST_REST:
             return None
         worker = self._free()
-        return None if worker is None else worker.join(one, other, ended, rests, idleSeconds)
+        terms = TERMS.pack(idleSeconds, len(rests[0])) + b"".join(rests)
+        return None if worker is None else worker.join(one, other, ended, terms)
 
     def _free(self) -> _Worker | None:
         """One that can take more; a new one if need be."""
