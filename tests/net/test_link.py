@@ -43,10 +43,12 @@ from tests.needs import needs
 from tests.waiting import until
 from udptunnel.core.counters import Counters
 from udptunnel.errors import FrameError, LoginError
+from udptunnel.net import link
 from udptunnel.net.datagrams import DatagramPort, Traffic
 from udptunnel.net.link import USER_TIMEOUT_MILLISECONDS, LinkProtocol, SocketCarrier, TransportCarrier, makeCarrier
 from udptunnel.net.offload import Offload
 from udptunnel.net.testing import MemorySocket, MortalTransport, PortReactor, RecordingReceiver
+from udptunnel.net.turns import LARGE_READ
 from udptunnel.wire.address import Address
 from udptunnel.wire.frame import Buffer, Frame, encode
 
@@ -415,6 +417,15 @@ class LinkProtocolTests(SynchronousTestCase):
         self.protocol.dataReceived(b"GE")
         self.assertEqual(self.said(), ["GE"])
         self.assertTrue(self.transport.disconnected)
+
+    def test_givesWay(self) -> None:
+        """Behind what may fill an application's socket, and only there, others get a turn."""
+        turns: list[int] = []
+        self.patch(link, "giveWay", lambda: turns.append(len(self.protocol.link.frames)))
+        self.protocol.dataReceived(STREAM)
+        self.assertEqual([], turns)
+        self.protocol.dataReceived(encode(1, 1, 1000, bytes(LARGE_READ)))
+        self.assertEqual([len(FRAMES) + 1], turns)
 
     def test_check(self) -> None:
         """The connection is looked at before the first bytes are, and no longer when the link is up."""

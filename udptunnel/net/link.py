@@ -30,11 +30,15 @@ from udptunnel.core.link import Carrier, Link
 from udptunnel.core.window import MOST_BACKLOG
 from udptunnel.errors import FrameError, LoginError
 from udptunnel.net.platforms import GATHERS, socketOption
+from udptunnel.net.turns import LARGE_READ, giveWay
 from udptunnel.wire.address import Address
 from udptunnel.wire.frame import Buffer, decode
 
-SHARED_BYTES = 1 << 20
-"""What one read of a link takes at most."""
+MOST_READ_BYTES = 1 << 17
+"""What one read of a link takes at most: about as much as a socket of the usual size holds."""
+
+SHARED_BYTES = 2 * MOST_READ_BYTES
+"""Room for a read behind an unfinished frame."""
 
 LEAST_READ_BYTES = 65536
 
@@ -174,7 +178,7 @@ class SocketCarrier(StreamCarrier):
     def decoded(self, frames: int, length: int) -> None:
         """Read less at a time when frames are tiny, so that a turn stays short."""
         if frames:
-            self._reach = max(LEAST_READ_BYTES, min(SHARED_BYTES, FRAMES_PER_READ * length // frames))
+            self._reach = max(LEAST_READ_BYTES, min(MOST_READ_BYTES, FRAMES_PER_READ * length // frames))
 
     def resumeProducing(self) -> None:
         """The transport's buffer is empty."""
@@ -324,6 +328,8 @@ class LinkProtocol(Protocol):
             frames, used = decode(data)
             self._carrier.decoded(len(frames), used)
             self.link.framesReceived(frames, self._clock())
+            if used > LARGE_READ:
+                giveWay()
             if self.link.session is None:
                 # A stranger may fill no more with what comes behind its HELLO, either.
                 self.link.beginningReceived(data[used:])
