@@ -5,12 +5,13 @@ Measures what carries whole IP packets between two sites: C{python -m bench.l3}.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from bench.__main__ import run
 from bench.command import Command
+from bench.iperf import iperf
 from bench.l3peers import L3_PEERS, TARGET, L3Peer, L3Run, OursL3
 from bench.measures import QUICK, Effort, Figures, Measure
 from bench.peers import Peer
@@ -46,7 +47,7 @@ def _tcp(direction: str, streams: int) -> Measure:
         with peer.between() as running:
             pids = [program.pid for program in running.programs]
             used = cpuSeconds(pids)
-            report = _iperf(running, effort.streamSeconds, "-P", str(streams), *DIRECTIONS[direction])
+            report = _send(running, effort.streamSeconds, "-P", str(streams), *DIRECTIONS[direction])
             used = cpuSeconds(pids) - used
         sent, received = report["end"]["sum_sent"], report["end"]["sum_received"]
         if not received["bytes"]:
@@ -65,21 +66,13 @@ def _tcp(direction: str, streams: int) -> Measure:
     return L3Measure("tcp", f"TCP {title}", columns, measure)
 
 
-def _iperf(running: L3Run, seconds: float, *words: str) -> dict[str, dict[str, dict[str, float]]]:
+def _send(running: L3Run, seconds: float, *words: str) -> Any:
     """
-    Send from one host to the other; what iperf3 says in the end.
+    Send from one host to the other.
 
     @raise BenchError: it fails.
     """
-    command = ["iperf3", "-J", "-c", TARGET, "-t", f"{seconds:g}", *words]
-    try:
-        done = subprocess.run(running.inside(*command), capture_output=True, text=True, timeout=seconds + 20)
-        report: dict[str, dict[str, dict[str, float]]] = json.loads(done.stdout)
-    except (ValueError, subprocess.TimeoutExpired) as error:
-        raise BenchError(f"iperf3: {error}") from None
-    if "error" in report:
-        raise BenchError(f"iperf3: {report['error']}")
-    return report
+    return iperf(running.inside("iperf3", "-J", "-c", TARGET, "-t", f"{seconds:g}", *words), seconds)
 
 
 def _trips() -> Measure:

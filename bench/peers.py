@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,9 +22,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
+from bench.iperf import iperf
 from bench.load import Echo, Load, Outcome, Way
 from bench.places import LOOPBACK, Address, Place, Site
-from bench.programs import BenchError, Program
+from bench.programs import Program
 from bench.stream import StreamEcho
 
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=")
@@ -400,15 +400,9 @@ class Iperf(Peer):
     def offer(self, load: Load) -> Outcome:
         """Send a load, and see what arrives."""
         host = LOOPBACK.far.host
-        words = ["iperf3", "-J", "-c", host, "-p", str(self._port), "-t", f"{max(1, round(load.seconds))}"]
-        done = subprocess.run([*words, *self._words(load)], capture_output=True, text=True, timeout=60)
-        try:
-            report = json.loads(done.stdout)
-        except ValueError:
-            raise BenchError(f"iperf3: {done.stderr or done.stdout}") from None
-        if "end" not in report or "error" in report:
-            raise BenchError(f"iperf3: {report.get('error', done.stderr)}")
-        return self._outcome(report["end"], load)
+        seconds = max(1, round(load.seconds))
+        words = ["iperf3", "-J", "-c", host, "-p", str(self._port), "-t", str(seconds), *self._words(load)]
+        return self._outcome(iperf(words, seconds)["end"], load)
 
     def _words(self, load: Load) -> list[str]:
         raise NotImplementedError

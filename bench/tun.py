@@ -5,12 +5,12 @@ Measures what carries the packets of a TUN to a SOCKS5 server: C{python -m bench
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from bench.__main__ import run
 from bench.command import Command
+from bench.iperf import iperf
 from bench.measures import QUICK, Effort, Figures, Measure
 from bench.peers import Peer
 from bench.picture import Mark, Panel, picture
@@ -39,22 +39,13 @@ class TunMeasure(Measure):
         return None
 
 
-def iperf(run: TunRun, seconds: float, *words: str) -> dict[str, dict[str, float]]:
+def _send(run: TunRun, seconds: float, *words: str) -> Any:
     """
-    Send through a TUN; what iperf3 says in the end.
+    Send through a TUN.
 
     @raise BenchError: it fails.
     """
-    command = run.near.command("iperf3", "-J", "-c", TARGET, "-t", f"{seconds:g}", *words)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 20)
-        report = json.loads(done.stdout)
-    except (ValueError, subprocess.TimeoutExpired) as error:
-        raise BenchError(f"iperf3: {error}") from None
-    if "error" in report:
-        raise BenchError(f"iperf3: {report['error']}")
-    end: dict[str, dict[str, float]] = report["end"]
-    return end
+    return iperf(run.near.command("iperf3", "-J", "-c", TARGET, "-t", f"{seconds:g}", *words), seconds)["end"]
 
 
 def _tcp(direction: str, streams: int) -> Measure:
@@ -65,7 +56,7 @@ def _tcp(direction: str, streams: int) -> Measure:
         with peer.between() as run:
             pids = [run.program.pid] if run.program else []
             used = cpuSeconds(pids)
-            received = iperf(run, effort.streamSeconds, "-P", str(streams), *DIRECTIONS[direction])["sum_received"]
+            received = _send(run, effort.streamSeconds, "-P", str(streams), *DIRECTIONS[direction])["sum_received"]
             used = cpuSeconds(pids) - used
         if not received["bytes"]:
             raise BenchError("nothing gets through")
@@ -84,7 +75,7 @@ def _udp(direction: str) -> Measure:
         assert isinstance(peer, TunPeer)
         words = "-u", "-b", str(DATAGRAM_RATE), "-l", str(DATAGRAM_BYTES), *DIRECTIONS[direction]
         with peer.between() as run:
-            total = iperf(run, effort.streamSeconds, *words)["sum"]
+            total = _send(run, effort.streamSeconds, *words)["sum"]
         sent = total["packets"] * DATAGRAM_BYTES * 8 / total["seconds"]
         return {key: Figure(sent), f"{key}-lost": Figure(total["lost_percent"] / 100)}
 

@@ -367,13 +367,14 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual(list(top), [made])
 
     def test_process(self) -> None:
-        """Time is that of a clock that nobody sets, there are as many descriptors as may be, and our log lines."""
+        """Time is that of a clock that nobody sets, descriptors are many and turns short, and log lines are ours."""
         did: list[Any] = []
         self.patch(common, "raiseDescriptorLimit", lambda: did.append("limit"))
+        self.patch(common, "shortenTurns", lambda: did.append("turns"))
         self.patch(common, "useLogLines", lambda *given: did.append(given))
         self.patch(gc, "freeze", lambda: None)
         self.patch(gc, "set_threshold", lambda *_: None)
         reactor = Clock()
         prepareProcess(reactor, ServerConfig())
         self.assertIs(reactor.seconds, time.monotonic)
-        self.assertEqual(did, [(ServerConfig(), reactor), "limit"])
+        self.assertEqual(did, [(ServerConfig(), reactor), "limit", "turns"])

@@ -39,7 +39,6 @@ from udptunnel.net.platforms import isPortable
 from udptunnel.net.reach import isLoopback
 from udptunnel.net.socks5 import SocksServerProtocol
 from udptunnel.net.socks5client import SocksClientEndpoint
-from udptunnel.net.turns import shortenTurns
 from udptunnel.services.authority import readSecrets, warnOfEnd
 from udptunnel.services.carrier import stopAll
 from udptunnel.services.links import allGone, every, linkLimits, quietFactory, tickSeconds
@@ -392,7 +391,6 @@ class LocalService(MultiService):
             self.door.start(self.authenticate is not None or self.config.insecureNoAuth)
         for plugin in self.plugins.values():
             plugin.carrier.startService()
-        shortenTurns()
         self.traffic.tick(self.clock())
         self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(

@@ -48,7 +48,6 @@ from udptunnel.net.platforms import isPortable
 from udptunnel.net.reach import isLoopback, siteOf
 from udptunnel.net.socksegress import PASS, SocksEgress
 from udptunnel.net.tls import whyLost
-from udptunnel.net.turns import shortenTurns
 from udptunnel.services.authority import Authority, Visitor
 from udptunnel.services.carrier import stopAll
 from udptunnel.services.exit import ownTun2socks, tun2socksConfig
@@ -406,7 +405,6 @@ class ServerService(MultiService):
             listener.start(self.authority.mayListenAnywhere, self.authority.advice)
         for plugin, listener in zip(self.plugins, self.listeners, strict=False):
             plugin.start(listener.address, self.authority.mayListenAnywhere, self.authority.advice)
-        shortenTurns()
         self.traffic.tick(self.clock())
         self._ticking = every(tickSeconds(self.config), self._tick, self._reactor, self._log)
         self._log.info(

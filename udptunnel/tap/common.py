@@ -26,6 +26,7 @@ from udptunnel.config import RoleConfig, fill, optionName, readToml
 from udptunnel.errors import ConfigError, ListenError, TunnelError
 from udptunnel.net.descriptors import raiseDescriptorLimit
 from udptunnel.net.logs import useLogLines
+from udptunnel.net.turns import shortenTurns
 from udptunnel.tap.notify import Notices
 from udptunnel.tap.signals import Signals
 
@@ -284,11 +285,13 @@ class RoleService(MultiService):
 def prepareProcess(reactor: Any, config: RoleConfig) -> None:
     """
     Make the process fit for relaying: time that no clock setting can stop,
-    as many descriptors as this user may have, and log lines as configured.
+    as many descriptors as this user may have, short turns on a processor,
+    and log lines as configured.
     """
     reactor.seconds = time.monotonic
     useLogLines(config, reactor)
     raiseDescriptorLimit()
+    shortenTurns()
     # What is loaded by now stays: looking through it again and again would
     # hold up datagrams for milliseconds.
     gc.freeze()
