@@ -540,7 +540,7 @@ def roundTrips(source: Source, load: Load, silence: float = SILENCE_SECONDS) -> 
 def _collect(source: Source, size: int, outcome: Outcome, seconds: float) -> int:
     """Wait for answers, and take those that are there."""
     taken = 0
-    select.select([source.socket], [], [], seconds)
+    isReadable(source.socket, seconds)
     now = time.monotonic()
     while (answer := source.receive()) is not None:
         taken += 1
@@ -573,11 +573,18 @@ def _drain(sock: socket.socket) -> bool:
         return False
 
 
+def isReadable(sock: socket.socket, seconds: float) -> bool:
+    """Wait until something is there. Its number may be larger than C{select()} takes."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 def comesBack(source: Source, seconds: float = 10.0, tick: float = 0.2) -> bool:
     """Whether a datagram gets to an L{Echo} and back; it is sent again until it does."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         source.send(payload(0, 64, 0.0))
-        if select.select([source.socket], [], [], tick)[0] and source.receive() is not None:
+        if isReadable(source.socket, tick) and source.receive() is not None:
             return True
     return False

@@ -8,14 +8,13 @@ at once (C{TCP_NODELAY}), as both ends of a link do.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import threading
 import time
 from contextlib import suppress
 
-from bench.load import TICK_SECONDS, Source, Way, endAfter, payload
+from bench.load import TICK_SECONDS, Source, Way, endAfter, isReadable, payload
 from bench.places import Address, Site
 from bench.programs import PATIENCE_SECONDS, BenchError
 
@@ -74,7 +73,7 @@ class StreamWay(Way):
         while time.monotonic() < deadline:
             source = StreamSource(self, self.size)
             source.send(payload(0, self.size, 0.0))
-            if select.select([source.socket], [], [], ANSWER_SECONDS)[0] and source.receive() is not None:
+            if isReadable(source.socket, ANSWER_SECONDS) and source.receive() is not None:
                 return source
             source.close()
             time.sleep(TICK_SECONDS)

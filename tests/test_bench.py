@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import shutil
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +30,7 @@ from bench.load import (
     Sink,
     Way,
     checkWord,
+    isReadable,
     isRight,
     payload,
     percentile,
@@ -46,6 +49,7 @@ from bench.table import Column, Figure, Results, fold, markdown, percent, remark
 from bench.tun import TUN_MEASURES
 from bench.tunpeers import TUN_PEERS
 from bench.wan import Direction
+from udptunnel.net.descriptors import raiseDescriptorLimit
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -209,6 +213,19 @@ class LoadTests(SynchronousTestCase):
         self.patch(generator, "time", clock)
         seconds = 2.5 * generator.GIVE_UP_SECONDS
         self.assertEqual(Sender(source, Load(1400, 1, seconds), 9).sendWindowed(lambda: 0)[0], 30)
+
+
+class ReadableTests(SynchronousTestCase):
+    """L{isReadable} on a socket whose number is larger than C{select()} takes: a thousand sources have such."""
+
+    def test_largeNumber(self) -> None:
+        """It says whether something is there."""
+        raiseDescriptorLimit()
+        near, far = socket.socketpair()
+        with near, far, socket.socket(fileno=fcntl.fcntl(near, fcntl.F_DUPFD, 1100)) as copied:
+            self.assertFalse(isReadable(copied, 0.0))
+            far.send(b"there")
+            self.assertTrue(isReadable(copied, 0.0))
 
 
 class TableTests(SynchronousTestCase):

@@ -272,9 +272,10 @@ class Up:
         """
         from udptunnel.net.guard import Guard
         from udptunnel.services.side import Side
-        from udptunnel.tap.common import RoleService, prepareProcess
+        from udptunnel.tap.common import RoleService, chooseTurns, prepareProcess
 
         prepareProcess(reactor, logConfigOf(config))
+        chooseTurns(config.roles.values())
         globalLogBeginner.beginLoggingTo([textFileLogObserver(log)], redirectStandardIO=False)
         self.status = 0
         self.side: Side = Side(config, reactor, Guard((pidFile.descriptor,)))

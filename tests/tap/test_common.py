@@ -16,10 +16,10 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from udptunnel.config import ServerConfig, anyText, flag, integer, option
+from udptunnel.config import L3Config, LocalConfig, ServerConfig, Tun2socksConfig, anyText, flag, integer, option
 from udptunnel.errors import ConfigError, ListenError
 from udptunnel.tap import common
-from udptunnel.tap.common import RoleService, optionsFor, prepareProcess, roleService
+from udptunnel.tap.common import RoleService, chooseTurns, optionsFor, prepareProcess, roleService
 
 
 @dataclass(frozen=True)
@@ -378,3 +378,12 @@ class ServiceTests(SynchronousTestCase):
         prepareProcess(reactor, ServerConfig())
         self.assertIs(reactor.seconds, time.monotonic)
         self.assertEqual(did, [(ServerConfig(), reactor), "limit", "turns"])
+
+    def test_turns(self) -> None:
+        """Turns are short where there are links, and only there."""
+        taken: list[str] = []
+        self.patch(common, "shortenTurns", lambda: taken.append("short"))
+        chooseTurns([Tun2socksConfig(), L3Config()])
+        self.assertEqual(taken, [])
+        chooseTurns([Tun2socksConfig(), LocalConfig()])
+        self.assertEqual(taken, ["short"])
