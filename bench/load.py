@@ -375,7 +375,7 @@ class Sink:
             except BlockingIOError:
                 if sent < NUMBERS:
                     quiet += TICK_SECONDS
-                elif select.select([hear], [], [], 0)[0]:
+                elif isReadable(hear, 0):
                     sent = int(os.read(hear, 64) or b"0")
         os.write(say, json.dumps(counter.report()).encode())
 
@@ -573,10 +573,10 @@ def _drain(sock: socket.socket) -> bool:
         return False
 
 
-def isReadable(sock: socket.socket, seconds: float) -> bool:
-    """Wait until something is there. Its number may be larger than C{select()} takes."""
+def isReadable(source: socket.socket | int, seconds: float) -> bool:
+    """Wait until something can be read. The descriptor's number may be larger than C{select()} takes."""
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    poll.register(source, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
 
 
