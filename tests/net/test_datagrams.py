@@ -287,6 +287,26 @@ class SparseTests(PortTestCase):
         self.port.doRead()
         self.assertEqual(self.received.bursts[1:], [Burst(self.far.address, 100, pattern(1050))])
 
+    def test_rested(self) -> None:
+        """A busy port takes together what has come while it rested, even if before that a single one had come."""
+        self.port._traffic.rest, self.port._mayRest = 0.001, True
+        for _ in range(40):
+            self.send(50)
+            self.reactor.advance(0.001)
+            if self.port in self.reactor.getReaders():
+                self.port.doRead()
+        self.assertNotIn(self.port, self.reactor.getReaders())
+        for datagrams in (1, 30):
+            self.send(datagrams)
+            before = len(self.received.datagrams)
+            self.reactor.advance(0.001)
+            self.assertEqual(len(self.received.datagrams), before + datagrams)
+
+    def send(self, datagrams: int) -> None:
+        """Let some datagrams come."""
+        for _ in range(datagrams):
+            self.far.send(self.port.address, 1, b"x")
+
     def test_nothing(self) -> None:
         """If nothing is there after all, that is no error."""
         self.alone(b"first")
@@ -448,7 +468,18 @@ class RestTests(PortTestCase):
             self.socket.arrived += [(b"x", ("127.0.0.1", 9))] * 30
             self.port.doRead()
             self.reactor.advance(0.001)
-        self.assertTrue(1 <= rested <= 5, rested)
+        self.assertTrue(1 <= rested <= 15, rested)
+
+    def test_hiccup(self) -> None:
+        """It goes on resting if for a moment less arrives: the machine had something else to do."""
+        self.open()
+        self.flood(1200)
+        for datagrams in [60] * 20 + [1] * 20 + [60] * 20:
+            self.socket.arrived += [(b"x", ("127.0.0.1", 9))] * datagrams
+            self.reactor.advance(0.002)
+            if self.reactor.getReaders():
+                self.port.doRead()
+        self.assertEqual(self.reactor.getReaders(), [])
 
     def test_closed(self) -> None:
         """A port that is closed while it rests stays closed, and leaves nothing."""

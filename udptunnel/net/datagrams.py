@@ -55,11 +55,17 @@ How much of a port's rate must be left when it rests. If less is left, the
 senders wait for answers, and are slowed down by our resting.
 """
 
+SLOW_SPANS = 3
+"""Spans in a row of which that must hold: in a single one a busy machine had other things to do."""
+
 RESTLESS_SECONDS = 1.0
 """How long a port does not rest after that was found out."""
 
 LONE_SECONDS = 0.0002
-"""A datagram that comes alone this long after the one before it is one of a sparse flow, and so will be the next."""
+"""
+A datagram that comes alone this long after the one before it is one of a
+sparse flow, and so will be the next; unless the port was busy a moment ago.
+"""
 
 MOST_DISCARDS = 1 + BUFFER_BYTES // 256 // SLOTS
 """Reads after which a socket is empty, but for what came meanwhile: even an empty datagram costs it 256 bytes."""
@@ -162,6 +168,7 @@ class DatagramPort:
         "_resting",
         "_restlessUntil",
         "_since",
+        "_slow",
         "_socket",
         "_taken",
         "_traffic",
@@ -184,7 +191,7 @@ class DatagramPort:
         self._rate = self._restlessUntil = self._readAt = 0.0
         self._lone = False
         self._since = 0.0
-        self._taken = 0
+        self._slow = self._taken = 0
 
     # -- opening and closing
 
@@ -270,7 +277,7 @@ class DatagramPort:
         bursts = self._receive()
         if bursts:
             taken, now = self._count(bursts), traffic.reactor.seconds()
-            self._lone = taken == 1 and now - self._readAt > LONE_SECONDS
+            self._lone = taken == 1 and not self._busy and now - self._readAt > LONE_SECONDS
             self._readAt = now
             if traffic.stopped(now):
                 traffic.counters.drop("stale", taken)
@@ -328,10 +335,13 @@ class DatagramPort:
 
     def _judge(self, rate: float, now: float) -> None:
         """Say whether the port is busy, now that C{rate} datagrams a second came lately."""
-        if self._busy and rate < KEPT_SHARE * self._rate:
-            self._busy, self._restlessUntil = False, now + RESTLESS_SECONDS
-        else:
+        if not self._busy or rate >= KEPT_SHARE * self._rate:
+            self._slow = 0
             self._busy, self._rate = rate > BUSY_RATE and now >= self._restlessUntil, rate
+            return
+        self._slow += 1
+        if self._slow == SLOW_SPANS:
+            self._busy, self._restlessUntil = False, now + RESTLESS_SECONDS
 
     def _rested(self) -> None:
         """Read without asking the reactor first: a busy port has something."""
