@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.examples import EXAMPLES
-from udptunnel.net.mmsg import AVAILABLE, FEW_SLOTS, SLOTS, Inbox, Outbox, PacketInbox, PacketOutbox
+from udptunnel.net.mmsg import AVAILABLE, FEW_SLOTS, LONGEST_EXPECTED, SLOTS, Inbox, Outbox, PacketInbox, PacketOutbox
 from udptunnel.net.sockaddr import SourceNames, packSockaddr
 from udptunnel.wire.address import Address
 from udptunnel.wire.burst import LARGEST_DATAGRAM, split
@@ -86,9 +86,12 @@ class ManyMessagesTests(SynchronousTestCase):
         for datagram in datagrams:
             self.assertEqual(self.send(LARGEST_DATAGRAM, datagram), 1)
             self.assertEqual([payload for _, _, payload in self.receive()], [datagram])
-        for number in range(50):
-            self.send(1400, bytes((number,)) * 1400)
-        self.assertEqual([len(payload) // 1400 for _, _, payload in self.receive()], [46, 4])
+        for _ in range(2):
+            for number in range(50):
+                self.send(1400, bytes((number,)) * 1400)
+            received = self.receive()
+            self.assertEqual([len(payload) / 1400 for _, _, payload in received], [46, 4])
+            self.assertEqual([payload[0] for _, _, payload in received], [0, 46])
 
     def test_shapes(self) -> None:
         """Whatever was sent before through the same memory, a burst arrives as it is."""
@@ -103,6 +106,37 @@ class ManyMessagesTests(SynchronousTestCase):
                 self.assertEqual(received, list(split(size, payload)))
 
         check()
+
+    def test_expected(self) -> None:
+        """Whatever was received before through the same memory, datagrams arrive as they are, and empty ones too."""
+        lengths = st.sampled_from((0, 1, 99, 100, 101, 200, LONGEST_EXPECTED, LONGEST_EXPECTED + 1))
+        runs = st.lists(st.tuples(lengths, st.integers(1, 6)), max_size=4)
+
+        @settings(max_examples=min(EXAMPLES, 200), deadline=None)
+        @given(st.lists(runs, max_size=6))
+        def check(reads: list[list[tuple[int, int]]]) -> None:
+            for read in reads:
+                sent = [bytes((place,)) * length for length, count in read for place in range(count)]
+                for datagram in sent:
+                    self.here.sendto(datagram, self.to)
+                received = [each for _, size, burst in self.receive() for each in split(size, burst)]
+                self.assertTrue(received == sent, (list(map(len, received)), list(map(len, sent))))
+
+        check()
+
+    def test_inPlace(self) -> None:
+        """A flood of one length is not copied once it is known: the burst is the memory that the kernel wrote to."""
+        for _ in range(2):
+            self.send(100, bytes(2000))
+            ((_, size, payload),) = self.inbox.receive(self.there.fileno(), self.family)
+        self.assertIsInstance(payload, memoryview)
+        self.assertEqual((size, len(payload)), (100, 2000))
+
+    def test_sourcesExpected(self) -> None:
+        """Datagrams of the expected length from two sources are told apart."""
+        self.send(3, b"abc" * 5)
+        self.receive()
+        self.test_sources()
 
     def test_nothing(self) -> None:
         """When nothing is there, nothing is received, and that is no error."""

@@ -32,6 +32,12 @@ SLOTS = 64
 FEW_SLOTS = 16
 """Messages that are asked for while they are so long that a cache could not hold more of them."""
 
+LONGEST_EXPECTED = 2048
+"""Datagrams of up to this length are laid end to end by the kernel: those that networks carry whole."""
+
+LEAST_ALIKE = 4
+"""So many messages of one call tell what the next call will bring."""
+
 _SLOT_BYTES = 65536
 _NAME_BYTES = 28
 _LINE_BYTES = 64
@@ -104,6 +110,10 @@ class Inbox:
     """
     Receives up to L{SLOTS} messages at once.
 
+    A flood is of one size. As long as that is so, the kernel itself lays the
+    datagrams end to end, and nothing is copied to join them: what is as long
+    as the last ones goes there, and only what is longer overflows into a slot.
+
     @ivar full: whether the last call filled all slots, so that more may be there.
     """
 
@@ -113,13 +123,15 @@ class Inbox:
         """
         self._sources = sources
         self._most = SLOTS
+        self._expected = 0
         self.full = False
         # Written once: the kernel gives all of it now, and a process that carries nothing much does not seem to grow.
         self._area = bytearray(1) * (SLOTS * _SLOT_BYTES)
+        self._row = bytearray(1) * (SLOTS * LONGEST_EXPECTED)
         self._names = bytearray(SLOTS * _NAME_BYTES)
         self._controls = bytearray(SLOTS * _CONTROL_BYTES)
         self._layOut()
-        self._view = memoryview(self._area)
+        self._view, self._rowView = memoryview(self._area), memoryview(self._row)
         self._lengths = _column(self._headers, _MMsgHdr.length.offset, SLOTS)
         self._controlLengths = _column(self._headers, _MsgHdr.controlLength.offset, SLOTS)
         self._segments = memoryview(self._controls).cast("I")[_CMSG_DATA // 4 :: _CONTROL_BYTES // 4]
@@ -127,18 +139,30 @@ class Inbox:
     def _layOut(self) -> None:
         """Make the message headers, and keep a copy: the kernel overwrites lengths in them."""
         area, names, controls = map(_addressOf, (self._area, self._names, self._controls))
-        self._iovecs = (_IoVec * SLOTS)(*(_IoVec(area + slot * _SLOT_BYTES, _SLOT_BYTES) for slot in range(SLOTS)))
+        self._iovecs = (_IoVec * (2 * SLOTS))()
+        # Pointers and sizes are as long as this on all machines that Linux runs on.
+        fields = memoryview(self._iovecs).cast("B").cast("L")
+        self._expectedBases, self._expectedLengths = fields[::4], fields[1::4]
         headers = (_MMsgHdr * SLOTS)()
         for slot, message in enumerate(headers):
             message.header.name = names + slot * _NAME_BYTES
             message.header.nameLength = _NAME_BYTES
-            message.header.iov = ctypes.addressof(self._iovecs[slot])
-            message.header.iovLength = 1
+            message.header.iov = ctypes.addressof(self._iovecs[2 * slot])
+            message.header.iovLength = 2
             message.header.control = controls + slot * _CONTROL_BYTES
             message.header.controlLength = _CONTROL_BYTES
+            self._iovecs[2 * slot + 1] = _IoVec(area + slot * _SLOT_BYTES, _SLOT_BYTES)
         self._pristine = bytes(headers)
         self._headers = bytearray(self._pristine)
         self._start = _addressOf(self._headers)
+        self._expect(0)
+
+    def _expect(self, length: int) -> None:
+        """Have the next datagrams of this length laid end to end, and all that is longer go on in a slot each."""
+        self._expected = length
+        row = _addressOf(self._row)
+        self._expectedBases[:] = array("L", [row + slot * length for slot in range(SLOTS)])
+        self._expectedLengths[:] = array("L", [length]) * SLOTS
 
     def receive(self, descriptor: int, family: int) -> list[Burst]:
         """
@@ -155,16 +179,25 @@ class Inbox:
         self.full = count == self._most
         lengths = self._lengths[:count].tolist()
         marked = any(self._controlLengths[:count].tolist())
-        segments = self._sizes(count, lengths) if marked else lengths
+        alike = count > 1 and not marked and self._alike(count, lengths)
         nameBytes = SOCKADDR_BYTES[family]
-        if count > 1 and not marked and self._alike(count, lengths):
-            bursts = self._together(count, lengths[0], nameBytes)
+        if alike and lengths[0] == self._expected:
+            bursts = self._together(count, nameBytes)
         else:
+            segments = self._sizes(count, lengths) if marked else lengths
             bursts = self._apart(count, lengths, segments, nameBytes)
-        self._most = FEW_SLOTS if sum(lengths) > FEW_SLOTS * _SLOT_BYTES / 4 else SLOTS
+        self._prepare(count, lengths, alike)
+        return bursts
+
+    def _prepare(self, count: int, lengths: list[int], alike: bool) -> None:
+        """Make ready for the next call, which is likely to bring what this one has brought."""
         used = count * ctypes.sizeof(_MMsgHdr)
         self._headers[:used] = self._pristine[:used]
-        return bursts
+        self._most = FEW_SLOTS if sum(lengths) > FEW_SLOTS * _SLOT_BYTES / 4 else SLOTS
+        if count >= LEAST_ALIKE:
+            length = lengths[0] if alike and lengths[0] <= LONGEST_EXPECTED else 0
+            if length != self._expected:
+                self._expect(length)
 
     def _sizes(self, count: int, lengths: list[int]) -> list[int]:
         """Datagram size of each message: what UDP_GRO says, or the message's own length."""
@@ -177,22 +210,30 @@ class Inbox:
         names = self._names[: count * _NAME_BYTES]
         return length > 0 and lengths.count(length) == count and names == names[:_NAME_BYTES] * count
 
-    def _together(self, count: int, length: int, nameBytes: int) -> list[Burst]:
-        view, source = self._view, self._sources[bytes(self._names[:nameBytes])]
-        parts = [view[place : place + length] for place in range(0, count * _SLOT_BYTES, _SLOT_BYTES)]
-        step = max(1, LARGEST_BURST // length)
-        return [Burst(source, length, b"".join(parts[place : place + step])) for place in range(0, count, step)]
+    def _together(self, count: int, nameBytes: int) -> list[Burst]:
+        row, source, length = self._rowView, self._sources[bytes(self._names[:nameBytes])], self._expected
+        end, step = count * length, LARGEST_BURST // length * length
+        return [Burst(source, length, row[place : min(place + step, end)]) for place in range(0, end, step)]
 
     def _apart(self, count: int, lengths: list[int], segments: list[int], nameBytes: int) -> list[Burst]:
-        view, names, sources = self._view, self._names, self._sources
+        names, sources = self._names, self._sources
         bursts = []
         for slot in range(count):
-            place, name = slot * _SLOT_BYTES, slot * _NAME_BYTES
+            name = slot * _NAME_BYTES
             source = sources[bytes(names[name : name + nameBytes])]
-            bursts.append(Burst(source, segments[slot], view[place : place + lengths[slot]]))
+            bursts.append(Burst(source, segments[slot], self._payload(slot, lengths[slot])))
         if count == 1 or min(lengths) > LARGEST_BURST // 2:
             return bursts
         return join(bursts)
+
+    def _payload(self, slot: int, length: int) -> Buffer:
+        expected, place = self._expected, slot * _SLOT_BYTES
+        if not expected:
+            return self._view[place : place + length]
+        begin = self._rowView[slot * expected : slot * expected + min(length, expected)]
+        if length <= expected:
+            return begin
+        return b"".join((begin, self._view[place : place + length - expected]))
 
 
 class Outbox:
