@@ -24,6 +24,9 @@ PUBLISHED = Path("docs/benchmarks")
 PARTIAL = Path("build/benchmarks")
 """Where results go, in the repository: those of a whole run, and those of any other."""
 
+STOPPED = 130
+"""The exit code of a run that was stopped, as shells have it for Ctrl-C."""
+
 ROUNDS = 3
 DESCRIPTORS = 16_384
 
@@ -64,7 +67,11 @@ class someOf:  # noqa: N801 argparse shows the name in its messages
 
 
 def run(peers: Sequence[Peer], measures: Sequence[Measure], rounds: int, effort: Effort) -> Results:
-    """Measure everything, one peer after the other within a round, so that what changes on the machine meets all."""
+    """
+    Measure everything, one peer after the other within a round, so that what changes on the machine meets all.
+
+    @return: all figures, or those that were there when somebody had enough (C{KeyboardInterrupt}).
+    """
     results = Results()
     present = [peer for peer in peers if _isHere(peer, results)]
     steps = [
@@ -78,7 +85,12 @@ def run(peers: Sequence[Peer], measures: Sequence[Measure], rounds: int, effort:
     for place, (turn, measure, peer) in enumerate(steps, 1):
         head = f"[{place}/{len(steps)}] round {turn + 1}, {measure.title}, {peer.name}"
         begin = time.monotonic()
-        said = _step(measure, peer, effort, results)
+        try:
+            said = _step(measure, peer, effort, results)
+        except KeyboardInterrupt:
+            results.stopped = f"stopped after {place - 1} of {len(steps)} steps"
+            _progress(f"{head}: {results.stopped}")
+            break
         _progress(f"{head}: {said} ({time.monotonic() - begin:.0f} s)")
     return results
 
@@ -121,11 +133,11 @@ def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def outputFolder(options: argparse.Namespace) -> Path:
+def outputFolder(options: argparse.Namespace, stopped: bool = False) -> Path:
     """Where results go. What is not a whole run does not replace results of one unless it is told to."""
     if options.output is not None:
         return Path(options.output)
-    whole = not options.quick and len(options.only) == len(PEERS) and len(options.measure) == len(KINDS)
+    whole = not (stopped or options.quick) and len(options.only) == len(PEERS) and len(options.measure) == len(KINDS)
     return REPOSITORY / (PUBLISHED if whole else PARTIAL)
 
 
@@ -134,7 +146,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if words is None else list(words)
     options = parse(given)
     # So that programs and namespaces are taken away then too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     raiseDescriptorLimit()
     peers = [peer for peer in PEERS if peer.name in options.only]
     measures = [measure for measure in MEASURES if measure.kind in options.measure]
@@ -142,12 +154,14 @@ def main(words: Sequence[str] | None = None) -> None:
         peers, measures, options.rounds or (1 if options.quick else ROUNDS), QUICK if options.quick else Effort()
     )
     print(terminalTable(results, measures, shutil.get_terminal_size((0, 0)).columns))
-    folder, facts = outputFolder(options), machineFacts()
+    folder, facts = outputFolder(options, bool(results.stopped)), machineFacts()
     folder.mkdir(parents=True, exist_ok=True)
     how = " ".join(["python -m bench", *(given if options.output is None else withoutOutput(given))])
     (folder / "results.md").write_text(resultsPage(results, measures, facts, how))
     (folder / "results.svg").write_text(resultsPicture(results, peers, facts))
     print(f"written: {folder}/results.md, {folder}/results.svg")
+    if results.stopped:
+        sys.exit(STOPPED)
 
 
 def withoutOutput(words: Sequence[str]) -> list[str]:

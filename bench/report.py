@@ -64,10 +64,11 @@ def resultsPage(results: Results, measures: Sequence[Measure], facts: Sequence[t
     @param how: what was run.
     """
     columns = columnsOf(measures)
+    stopped = f", {results.stopped}" if results.stopped else ""
     lines = [
         "# Results",
         "",
-        f"Made by `{how}`; see [how to read and to repeat them](README.md).",
+        f"Made by `{how}`{stopped}; see [how to read and to repeat them](README.md).",
         "",
         *(f"* {name}: {fact}" for name, fact in facts),
         "",

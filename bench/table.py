@@ -76,7 +76,10 @@ class Results:
     All figures, of all rounds.
 
     @ivar remarks: why there are none: by peer and reason, what there is not.
+    @ivar stopped: how far it came, if somebody has stopped it.
     """
+
+    stopped = ""
 
     def __init__(self) -> None:
         self._figures: dict[tuple[str, str], list[Figure]] = {}

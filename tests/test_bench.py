@@ -384,6 +384,8 @@ class RunTests(SynchronousTestCase):
         self.order.append(peer.name)
         if peer.name == "broken":
             raise BenchError("it broke")
+        if peer.name == "tedious":
+            raise KeyboardInterrupt
         return {"trips-p50": Figure(len(self.order) + 0.5)}
 
     def run_(self, *peers: Peer, rounds: int = 1) -> Results:
@@ -417,6 +419,15 @@ class RunTests(SynchronousTestCase):
                 "broken": {"it broke": ["round trips"]},
             },
         )
+
+    def test_stopped(self) -> None:
+        """Whoever has enough gets what was measured until then, not where whole runs are published, and is told so."""
+        results = self.run_(FakePeer("fine"), FakePeer("tedious"), FakePeer("late"))
+        self.assertEqual((results.peers(), self.order), (["fine"], ["fine", "tedious"]))
+        self.assertEqual(self.lines[1:], ["[2/3] round 1, round trips, tedious: stopped after 1 of 3 steps"])
+        page = resultsPage(results, [self.measure], [], "python -m bench")
+        self.assertIn("Made by `python -m bench`, stopped after 1 of 3 steps;", page)
+        self.assertEqual(program.outputFolder(program.parse([]), stopped=True), program.REPOSITORY / program.PARTIAL)
 
     def test_gso(self) -> None:
         """A peer that can not have GSO senders has the figures without."""
