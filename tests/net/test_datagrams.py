@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.examples import EXAMPLES
 from tests.needs import needs
 from udptunnel.core.counters import Counters
+from udptunnel.core.pace import Pace
 from udptunnel.errors import ListenError
 from udptunnel.net.datagrams import MOST_DISCARDS, DatagramPort, Traffic
 from udptunnel.net.mmsg import SLOTS
@@ -289,7 +290,7 @@ class SparseTests(PortTestCase):
 
     def test_rested(self) -> None:
         """A busy port takes together what has come while it rested, even if before that a single one had come."""
-        self.port._traffic.rest, self.port._mayRest = 0.001, True
+        self.port._traffic.rest, self.port._pace = 0.001, Pace()
         for _ in range(40):
             self.send(50)
             self.reactor.advance(0.001)

@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from udptunnel.core.counters import Counters
+from udptunnel.core.pace import Pace
 from udptunnel.core.vigil import Vigil
 from udptunnel.errors import ListenError
 from udptunnel.net.mmsg import SLOTS, Inbox, Outbox
@@ -40,26 +41,8 @@ BUFFER_BYTES = 8 << 20
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = socketOption("SO_RCVBUFFORCE", 33), socketOption("SO_SNDBUFFORCE", 32)
 """From asm-generic/socket.h: beyond the system's limit, for who may (CAP_NET_ADMIN)."""
 
-BUSY_RATE = 20_000
-"""Datagrams a second from which on a port is busy, and may rest between reads."""
-
 RESTING_BYTES = 4 << 20
 """How much a socket must hold for us, so that nothing is lost while we rest."""
-
-_BUSY_SPAN = 0.02
-"""Seconds over which that is measured."""
-
-KEPT_SHARE = 0.6
-"""
-How much of a port's rate must be left when it rests. If less is left, the
-senders wait for answers, and are slowed down by our resting.
-"""
-
-SLOW_SPANS = 3
-"""Spans in a row of which that must hold: in a single one a busy machine had other things to do."""
-
-RESTLESS_SECONDS = 1.0
-"""How long a port does not rest after that was found out."""
 
 LONE_SECONDS = 0.0002
 """
@@ -157,20 +140,14 @@ class DatagramPort:
     """
 
     __slots__ = (
-        "_busy",
         "_family",
         "_lone",
-        "_mayRest",
+        "_pace",
         "_prefix",
-        "_rate",
         "_readAt",
         "_receiver",
         "_resting",
-        "_restlessUntil",
-        "_since",
-        "_slow",
         "_socket",
-        "_taken",
         "_traffic",
         "address",
     )
@@ -187,11 +164,9 @@ class DatagramPort:
         self._family = familyOf(address.host)
         self._socket: socket.socket | None = None
         self._resting: IDelayedCall | None = None
-        self._busy = self._mayRest = False
-        self._rate = self._restlessUntil = self._readAt = 0.0
+        self._pace: Pace | None = None
         self._lone = False
-        self._since = 0.0
-        self._slow = self._taken = 0
+        self._readAt = 0.0
 
     # -- opening and closing
 
@@ -217,7 +192,8 @@ class DatagramPort:
         """Use a bound socket that somebody else has opened."""
         self._family = opened.family
         self._socket = opened
-        self._mayRest = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= RESTING_BYTES
+        if self._traffic.rest and opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= RESTING_BYTES:
+            self._pace = Pace()
         self.address = addressIn(opened.getsockname())
         self._prefix = f"UDP {self.address}"
         self._traffic.reactor.addReader(self)
@@ -277,7 +253,7 @@ class DatagramPort:
         bursts = self._receive()
         if bursts:
             taken, now = self._count(bursts), traffic.reactor.seconds()
-            self._lone = taken == 1 and not self._busy and now - self._readAt > LONE_SECONDS
+            self._lone = taken == 1 and now - self._readAt > LONE_SECONDS and not self._isBusy()
             self._readAt = now
             if traffic.stopped(now):
                 traffic.counters.drop("stale", taken)
@@ -287,8 +263,8 @@ class DatagramPort:
             except Exception:
                 # The reactor would close the port, and nobody would notice.
                 _log.failure("datagrams that came to {port} are lost by a mistake of ours", port=self.address)
-            if traffic.rest and self._mayRest:
-                self._moderate(taken, now)
+            if self._pace is not None:
+                self._moderate(self._pace, taken, now)
 
     def _receive(self) -> list[Burst]:
         traffic = self._traffic
@@ -314,34 +290,16 @@ class DatagramPort:
                 return
             self._traffic.counters.drop("stale", self._count(bursts))
 
-    def _moderate(self, taken: int, now: float) -> None:
-        """
-        Rest after a read, if the port is busy.
+    def _isBusy(self) -> bool:
+        return self._pace is not None and self._pace.busy
 
-        Waking up costs far more than one more datagram does. A port that is
-        busy enough for nobody to notice wakes up rarely and takes a lot.
-        """
-        self._taken += taken
-        traffic = self._traffic
-        if traffic.more:
-            # What is left belongs to the same time.
-            return
-        if now - self._since >= _BUSY_SPAN:
-            self._judge(self._taken / (now - self._since), now)
-            self._since, self._taken = now, 0
-        if self._busy and self._socket is not None:
-            traffic.reactor.removeReader(self)
-            self._resting = traffic.reactor.callLater(traffic.rest, self._rested)
-
-    def _judge(self, rate: float, now: float) -> None:
-        """Say whether the port is busy, now that C{rate} datagrams a second came lately."""
-        if not self._busy or rate >= KEPT_SHARE * self._rate:
-            self._slow = 0
-            self._busy, self._rate = rate > BUSY_RATE and now >= self._restlessUntil, rate
-            return
-        self._slow += 1
-        if self._slow == SLOW_SPANS:
-            self._busy, self._restlessUntil = False, now + RESTLESS_SECONDS
+    def _moderate(self, pace: Pace, taken: int, now: float) -> None:
+        """Rest after a read, if the port is busy."""
+        pace.took(taken)
+        # What a full read has left belongs to the same time.
+        if not self._traffic.more and pace.wantsRest(now) and self._socket is not None:
+            self._traffic.reactor.removeReader(self)
+            self._resting = self._traffic.reactor.callLater(self._traffic.rest, self._rested)
 
     def _rested(self) -> None:
         """Read without asking the reactor first: a busy port has something."""
