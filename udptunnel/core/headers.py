@@ -38,15 +38,14 @@ class Headers:
         """
         if len(payload) <= size:
             return self._unwrapOne(payload, self._find(payload))
-        data = bytes(payload)
-        header = self._find(data[:size])
-        if header is not None and _allBeginWith(header, size, data):
-            lead = len(header)
-            inner = [data[place + lead : place + size] for place in range(0, len(data), size)]
-            return _burstsOf(self._addresses[header], size - lead, inner)
-        bursts = self._unwrapOne(data[:size], header)
-        for place in range(size, len(data), size):
-            datagram = data[place : place + size]
+        # What is joined from views is copied once.
+        view = memoryview(payload)
+        header = self._find(view[:size])
+        if header is not None and _allBeginWith(header, size, view):
+            return _stripped(self._addresses[header], len(header), size, view)
+        bursts = self._unwrapOne(view[:size], header)
+        for place in range(size, len(view), size):
+            datagram = view[place : place + size]
             bursts += self._unwrapOne(datagram, self._find(datagram))
         return bursts
 
@@ -88,18 +87,22 @@ class Headers:
         return header
 
 
-def _burstsOf(address: Address, size: int, datagrams: list[bytes]) -> list[Burst]:
-    """One burst of datagrams of one size, and one for each empty one, which no burst can hold."""
-    whole = b"".join(datagrams)
-    empty = [Burst(address, 0, b"")] * datagrams.count(b"")
-    return [Burst(address, size, whole), *empty] if whole else empty
-
-
 def _headerLength(payload: Buffer) -> int:
     """How long the header of a datagram is, going by its address type (RFC 1928 section 5)."""
     kind = payload[3] if len(payload) > 4 else 0
     return 10 if kind == 1 else 22 if kind == 4 else 7 + payload[4] if kind == 3 else 0
 
 
-def _allBeginWith(header: bytes, size: int, data: bytes) -> bool:
-    return all(data.startswith(header, place) for place in range(0, len(data), size))
+def _allBeginWith(header: bytes, size: int, view: memoryview) -> bool:
+    places = range(0, len(view), size)
+    heads = [view[place : place + len(header)] for place in places]
+    return b"".join(heads) == header * len(places) and len(heads[-1]) == len(header)
+
+
+def _stripped(address: Address, lead: int, size: int, view: memoryview) -> list[Burst]:
+    """One burst of the datagrams in a burst, without headers; and one for each empty one, which no burst can hold."""
+    places = range(0, len(view), size)
+    whole = b"".join([view[place + lead : place + size] for place in places])
+    empty = len(places) if size == lead else len(view) - places[-1] == lead
+    bursts = [Burst(address, size - lead, whole)] if whole else []
+    return bursts + [Burst(address, 0, b"")] * empty
