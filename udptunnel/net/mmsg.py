@@ -20,7 +20,7 @@ from itertools import accumulate
 
 from udptunnel.net.platforms import LINUX, libc
 from udptunnel.net.sockaddr import SOCKADDR_BYTES, SourceNames, packSockaddr
-from udptunnel.wire.burst import LARGEST_BURST, Burst, join
+from udptunnel.wire.burst import LARGEST_BURST, Burst, join, pieces
 from udptunnel.wire.frame import Buffer
 
 AVAILABLE = False
@@ -181,8 +181,8 @@ class Inbox:
         marked = any(self._controlLengths[:count].tolist())
         alike = count > 1 and not marked and self._alike(count, lengths)
         nameBytes = SOCKADDR_BYTES[family]
-        if alike and lengths[0] == self._expected:
-            bursts = self._together(count, nameBytes)
+        if alike:
+            bursts = self._together(count, lengths[0], nameBytes)
         else:
             segments = self._sizes(count, lengths) if marked else lengths
             bursts = self._apart(count, lengths, segments, nameBytes)
@@ -210,10 +210,16 @@ class Inbox:
         names = self._names[: count * _NAME_BYTES]
         return length > 0 and lengths.count(length) == count and names == names[:_NAME_BYTES] * count
 
-    def _together(self, count: int, nameBytes: int) -> list[Burst]:
-        row, source, length = self._rowView, self._sources[bytes(self._names[:nameBytes])], self._expected
-        end, step = count * length, LARGEST_BURST // length * length
-        return [Burst(source, length, row[place : min(place + step, end)]) for place in range(0, end, step)]
+    def _together(self, count: int, length: int, nameBytes: int) -> list[Burst]:
+        source = self._sources[bytes(self._names[:nameBytes])]
+        return [Burst(source, length, payload) for payload in self._endToEnd(count, length)]
+
+    def _endToEnd(self, count: int, length: int) -> Sequence[Buffer]:
+        """Equal datagrams, as many together as a burst holds."""
+        if length == self._expected:
+            return pieces(length, self._rowView[: count * length], LARGEST_BURST)
+        parts, step = [self._payload(slot, length) for slot in range(count)], max(1, LARGEST_BURST // length)
+        return [b"".join(parts[place : place + step]) for place in range(0, count, step)]
 
     def _apart(self, count: int, lengths: list[int], segments: list[int], nameBytes: int) -> list[Burst]:
         names, sources = self._names, self._sources
