@@ -10,7 +10,7 @@ from __future__ import annotations
 from udptunnel.core.counters import Counters
 from udptunnel.errors import AddressError, FragmentedError, TruncatedError
 from udptunnel.wire.address import Address, normalHost
-from udptunnel.wire.burst import Burst
+from udptunnel.wire.burst import Burst, split
 from udptunnel.wire.frame import Buffer
 from udptunnel.wire.socks5 import packHeader, unpackHeader
 
@@ -44,8 +44,7 @@ class Headers:
         if header is not None and _allBeginWith(header, size, view):
             return _stripped(self._addresses[header], len(header), size, view)
         bursts = self._unwrapOne(view[:size], header)
-        for place in range(size, len(view), size):
-            datagram = view[place : place + size]
+        for datagram in split(size, view[size:]):
             bursts += self._unwrapOne(datagram, self._find(datagram))
         return bursts
 
@@ -95,8 +94,7 @@ def _headerLength(payload: Buffer) -> int:
 
 def _allBeginWith(header: bytes, size: int, view: memoryview) -> bool:
     places = range(0, len(view), size)
-    heads = [view[place : place + len(header)] for place in places]
-    return b"".join(heads) == header * len(places) and len(heads[-1]) == len(header)
+    return b"".join([view[place : place + len(header)] for place in places]) == header * len(places)
 
 
 def _stripped(address: Address, lead: int, size: int, view: memoryview) -> list[Burst]:
