@@ -60,7 +60,7 @@ class HeartbeatTests(SynchronousTestCase):
         """After an answer to the last PING, nothing is waited for, however long it takes to the next."""
         heartbeat = Heartbeat(5.0, now=0.0)
         heartbeat.pinged(5.0)
-        heartbeat.ponged(5.0)
+        heartbeat.ponged(5.0, now=5.0)
         self.assertFalse(heartbeat.dead(1000.0))
         heartbeat.pinged(1000.0)
         self.assertFalse(heartbeat.dead(1010.0))
@@ -71,18 +71,29 @@ class HeartbeatTests(SynchronousTestCase):
         heartbeat = Heartbeat(5.0, now=0.0)
         heartbeat.pinged(5.0)
         heartbeat.pinged(10.0)
-        heartbeat.ponged(5.0)
+        heartbeat.ponged(5.0, now=5.0)
         self.assertFalse(heartbeat.dead(15.0))
         self.assertTrue(heartbeat.dead(20.1))
+
+    def test_slow(self) -> None:
+        """Whose answers come slowly, one after the other, is alive: two intervals count from the last one."""
+        heartbeat = Heartbeat(5.0, now=0.0)
+        for now in (1.0, 2.0, 3.0):
+            heartbeat.pinged(now)
+        heartbeat.ponged(1.0, now=11.0)
+        self.assertFalse(heartbeat.late(12.0, 0.0))
+        heartbeat.ponged(2.0, now=20.0)
+        self.assertFalse(heartbeat.dead(30.0))
+        self.assertTrue(heartbeat.dead(30.1))
 
     def test_unasked(self) -> None:
         """An answer to nothing is told from one, and changes nothing."""
         heartbeat = Heartbeat(5.0, now=0.0)
         for sentAt in (0.0, 4.0, 1e9):
-            self.assertFalse(heartbeat.ponged(sentAt))
+            self.assertFalse(heartbeat.ponged(sentAt, 5.0))
         heartbeat.pinged(5.0)
         for sentAt in (0.0, 4.999999):
-            self.assertFalse(heartbeat.ponged(sentAt))
+            self.assertFalse(heartbeat.ponged(sentAt, 5.0))
         self.assertTrue(heartbeat.late(6.1, 0.0))
         self.assertTrue(heartbeat.dead(15.1))
 
@@ -92,7 +103,7 @@ class HeartbeatTests(SynchronousTestCase):
         heartbeat.pinged(5.0)
         heartbeat.pinged(10.0)
         for sentAt in (5.000001, 9.0, 10.000001, 2**64 / 1e6):
-            self.assertFalse(heartbeat.ponged(sentAt))
+            self.assertFalse(heartbeat.ponged(sentAt, 5.0))
         self.assertTrue(heartbeat.dead(15.1))
 
     def test_once(self) -> None:
@@ -100,15 +111,15 @@ class HeartbeatTests(SynchronousTestCase):
         heartbeat = Heartbeat(5.0, now=0.0)
         for now in (1.0, 1.0, 1.0, 2.0):
             heartbeat.pinged(now)
-        self.assertEqual([heartbeat.ponged(1.0) for _ in range(4)], [True, True, True, False])
-        self.assertEqual([heartbeat.ponged(2.0) for _ in range(2)], [True, False])
+        self.assertEqual([heartbeat.ponged(1.0, now=1.0) for _ in range(4)], [True, True, True, False])
+        self.assertEqual([heartbeat.ponged(2.0, now=2.0) for _ in range(2)], [True, False])
 
     def test_overtaken(self) -> None:
         """An answer counts for all PINGs before its own; theirs come too late then."""
         heartbeat = Heartbeat(5.0, now=0.0)
         for now in (1.0, 2.0, 3.0):
             heartbeat.pinged(now)
-        self.assertEqual([heartbeat.ponged(sentAt) for sentAt in (2.0, 1.0, 2.0, 3.0)], [True, False, False, True])
+        self.assertEqual([heartbeat.ponged(sentAt, 4.0) for sentAt in (2.0, 1.0, 2.0, 3.0)], [True, False, False, True])
 
     def test_late(self) -> None:
         """An answer is late after a second, and on a long path after four of the usual round trips."""
@@ -117,7 +128,7 @@ class HeartbeatTests(SynchronousTestCase):
             heartbeat.pinged(5.0)
             self.assertFalse(heartbeat.late(5.0 + seconds, roundTrip))
             self.assertTrue(heartbeat.late(5.1 + seconds, roundTrip))
-            heartbeat.ponged(5.0)
+            heartbeat.ponged(5.0, now=5.0)
             self.assertFalse(heartbeat.late(100.0, roundTrip))
 
     def test_neverPinged(self) -> None:
@@ -138,7 +149,7 @@ class HeartbeatTests(SynchronousTestCase):
         for gap in gaps:
             now += gap
             while waiting and waiting[0] + roundTrip <= now:
-                heartbeat.ponged(waiting.pop(0))
+                heartbeat.ponged(waiting.pop(0), now)
             self.assertFalse(heartbeat.dead(now))
             if heartbeat.due(now):
                 heartbeat.pinged(now)
@@ -154,7 +165,7 @@ class HeartbeatTests(SynchronousTestCase):
             heartbeat.heardAt = now
             if heartbeat.due(now):
                 heartbeat.pinged(now)
-                heartbeat.ponged(now)
+                heartbeat.ponged(now, now)
         silentAt = now
         while now <= silentAt + 15.0 + 2 * step:
             now += step

@@ -969,8 +969,8 @@ class StoppedTests(SynchronousTestCase):
         for back in (False, True):
             self.setUp()
             before = self.delivered(back)
-            self.send(b"old", 1.0, back)
-            self.send(b"old, too", 2.0, back)
+            self.send(b"old", 59.5, back)
+            self.send(b"old, too", 59.6, back)
             self.feedOther(back, 60.0)
             self.assertEqual(self.delivered(back), before)
             self.send(b"sent before the PING came", 60.0, back)
@@ -1293,6 +1293,77 @@ class SimulatedCarrier(MemoryCarrier):
     def _arrived(self, data: bytes) -> None:
         assert self.other is not None
         feed(self.other, data, self._path.now)
+
+
+class StallTests(SynchronousTestCase):
+    """A path that lets nothing through for a while, as one does that loses much."""
+
+    def setUp(self) -> None:
+        self.association = makeAssociation()
+
+    def send(self, link: Link, payload: bytes, now: float) -> None:
+        link.offer([makeParcel(self.association, payload)], now)
+
+    def stalled(self, **limits: Any) -> tuple[Link, MemoryCarrier, int]:
+        """A link whose PING of 1.0 is not answered, and the moment of that PING."""
+        link, carrier = makeUp(**limits)
+        self.send(link, b"first", 1.0)
+        link.ask(1.0)
+        (*_, moment) = map(unpackPing, bodies(carrier.takeFrames(), PING))
+        return link, carrier, moment
+
+    def test_asks(self) -> None:
+        """While bursts are sent, however few, a PING follows every quarter of a second, and none after the last one."""
+        link, carrier = makeUp()
+        asked = []
+        for step in range(1, 11):
+            self.send(link, b"x", step / 10)
+            asked += [step] * len(bodies(carrier.takeFrames(), PING))
+        self.assertEqual(asked, [3, 6, 9])
+        link.tick(2.0)
+        self.assertEqual(carrier.take(), b"")
+
+    def test_waits(self) -> None:
+        """When a PING has no answer for a second nothing more is sent; what waits gets too old, or goes afterwards."""
+        link, carrier, moment = self.stalled()
+        self.send(link, b"still", 1.9)
+        self.assertEqual(bodies(carrier.takeFrames()), [b"still"])
+        for payload, now in ((b"too old", 2.1), (b"sparse", 2.2), (b"new", 2.9)):
+            self.send(link, payload, now)
+        self.assertEqual(carrier.take(), b"")
+        feed(link, pong(moment, 0), 3.0)
+        self.assertEqual(bodies(carrier.takeFrames()), [b"new"])
+
+    def test_slow(self) -> None:
+        """Answers that come slowly, one after the other, are no stall."""
+        link, carrier, moment = self.stalled()
+        link.ask(1.5)
+        feed(link, pong(moment, 0), 1.9)
+        carrier.take()
+        self.send(link, b"more", 2.8)
+        self.assertEqual(bodies(carrier.takeFrames()), [b"more"])
+
+    def test_noLimit(self) -> None:
+        """Where bytes may wait on the path as they like they are sent all the same."""
+        link, carrier, _ = self.stalled(delay=0.0)
+        self.send(link, b"more", 4.0)
+        self.assertEqual(bodies(carrier.takeFrames()), [b"more"])
+
+    def test_owed(self) -> None:
+        """A PING that found the path full goes as soon as it takes more, for nothing else would end the wait."""
+        link, carrier = makeUp()
+        carrier.full = True
+        self.send(link, b"first", 4.9)
+        link.ask(5.0)
+        carrier.take()
+        carrier.full = False
+        for _ in range(2):
+            link.resumed(8.0)
+        (moment,) = map(unpackPing, bodies(carrier.takeFrames(), PING))
+        self.send(link, b"more", 8.0)
+        self.assertEqual(bodies(carrier.takeFrames()), [])
+        feed(link, pong(moment, 0), 8.1)
+        self.assertEqual(bodies(carrier.takeFrames()), [b"more"])
 
 
 class WindowTests(SynchronousTestCase):

@@ -1236,9 +1236,12 @@ class ScheduleTests(SynchronousTestCase):
         self.assertEqual(list(map(len, carried(pair, 0))), [2, 2])
 
     def test_allLate(self) -> None:
-        """If all are late, all are used: there is nothing better."""
+        """If all are late, all are used: there is nothing better. Each sends when it is answered."""
         pair = self.makeLate(0, 1)
         pair.local.send([makeParcel(pair.open(6.0)[0]) for _ in range(4)], 6.1)
+        self.assertEqual(list(map(len, carried(pair, 0))), [0, 0])
+        for near, _ in pair.links:
+            feed(near, encode(PONG, body=(5_000_000).to_bytes(8, "big") + bytes(8)), 6.2)
         self.assertEqual(list(map(len, carried(pair, 0))), [2, 2])
 
     def test_waysAreForgotten(self) -> None:

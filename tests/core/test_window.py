@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.core.fakes import Path
 from tests.examples import EXAMPLES
-from udptunnel.core.window import START, Window
+from udptunnel.core.window import ASK_SECONDS, START, Window
 
 DELAY = 0.1
 DATAGRAM = 1400
@@ -62,7 +62,7 @@ class Sender:
     def _ping(self) -> None:
         sentAt = self._pingedAt = self.path.now
         self._write(PING_BYTES)
-        self.window.pinged = self.window.sent
+        self.window.pinged(sentAt)
         # It travels behind what was sent before, and so does its answer.
         self.path.send(0, lambda: self._pingArrived(sentAt))
 
@@ -84,14 +84,14 @@ class Sender:
             self._writePortion(self.window.portion)
         if self.busy:
             self.window.crowd(self.path.now)
-            if self.window.wantsPing():
+            if self.window.wantsPing(self.path.now):
                 self._ping()
 
     def _writePortion(self, portion: float) -> None:
         while portion > 0:
             self._write(self.datagram)
             portion -= self.datagram
-        if self.window.wantsPing():
+        if self.window.wantsPing(self.path.now):
             self._ping()
 
     def fill(self, seconds: float) -> None:
@@ -105,7 +105,7 @@ class Sender:
         """Send a part of what the path takes for some time."""
         for _ in range(int(seconds * 50)):
             self._write(int(self.path.rate * part / 50))
-            if self.window.wantsPing():
+            if self.window.wantsPing(self.path.now):
                 self._ping()
             self.path.run(self.path.now + 0.02)
 
@@ -150,7 +150,7 @@ class BoundsTests(SynchronousTestCase):
         for _ in range(100):
             window.wrote(10**9)
             self.assertEqual((window.room, window.portion), (inf, inf))
-            self.assertFalse(window.wantsPing())
+            self.assertFalse(window.wantsPing(0.0))
         window.crowd(0.0)
         window.arrived(1.0, 10**9, now=1.25)
         self.assertEqual((window.room, window.portion, window.roundTrip), (inf, inf, 0.25))
@@ -158,25 +158,35 @@ class BoundsTests(SynchronousTestCase):
     def test_pings(self) -> None:
         """A PING follows each eighth of the window, which is also what goes in one write."""
         window = Window(DELAY, now=0.0)
-        self.assertFalse(window.wantsPing())
+        self.assertFalse(window.wantsPing(0.0))
         self.assertEqual(window.portion, START / 8)
         window.wrote(START // 8)
-        self.assertTrue(window.wantsPing())
-        window.pinged = window.sent
-        self.assertFalse(window.wantsPing())
+        self.assertTrue(window.wantsPing(0.0))
+        window.pinged(0.0)
+        self.assertFalse(window.wantsPing(0.0))
+
+    def test_pingsSoon(self) -> None:
+        """A PING follows anything after a quarter of a second, and nothing."""
+        window = Window(DELAY, now=0.0)
+        self.assertFalse(window.wantsPing(9.0))
+        window.wrote(100)
+        self.assertFalse(window.wantsPing(ASK_SECONDS - 0.01))
+        self.assertTrue(window.wantsPing(ASK_SECONDS))
+        window.pinged(ASK_SECONDS)
+        self.assertFalse(window.wantsPing(9.0))
 
     def test_pingsWithoutRoom(self) -> None:
         """If there is no room and no PING on the way, because the window has shrunk, one must go."""
         window = Window(DELAY, now=0.0)
         window.wrote(START)
-        window.pinged = window.sent
+        window.pinged(0.0)
         window.wrote(START // 8 - 1)
-        self.assertFalse(window.wantsPing())
+        self.assertFalse(window.wantsPing(0.0))
         for received, now in ((0, 0.01), (START, 10.0)):
             window.crowd(0.0)
             window.arrived(0.0, received, now)
         self.assertLess(window.room, 0)
-        self.assertTrue(window.wantsPing())
+        self.assertTrue(window.wantsPing(0.0))
 
     def test_flying(self) -> None:
         """What the other end has received is no longer in flight."""

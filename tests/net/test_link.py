@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import os
@@ -45,7 +46,14 @@ from udptunnel.core.counters import Counters
 from udptunnel.errors import FrameError, LoginError
 from udptunnel.net import link
 from udptunnel.net.datagrams import DatagramPort, Traffic
-from udptunnel.net.link import USER_TIMEOUT_MILLISECONDS, LinkProtocol, SocketCarrier, TransportCarrier, makeCarrier
+from udptunnel.net.link import (
+    RETRANSMIT_MILLISECONDS,
+    USER_TIMEOUT_MILLISECONDS,
+    LinkProtocol,
+    SocketCarrier,
+    TransportCarrier,
+    makeCarrier,
+)
 from udptunnel.net.offload import Offload
 from udptunnel.net.testing import MemorySocket, MortalTransport, PortReactor, RecordingReceiver
 from udptunnel.net.turns import LARGE_READ
@@ -592,6 +600,13 @@ class StreamTests(TestCase):
         options = [stream.socket.getsockopt(socket.IPPROTO_TCP, number) for number in (18, 25, socket.TCP_NODELAY)]
         self.assertEqual(options[:2], [USER_TIMEOUT_MILLISECONDS, kept])
         self.assertTrue(options[2])
+        self.assertTriesSoon(stream.socket)
+
+    def assertTriesSoon(self, opened: socket.socket) -> None:
+        """TCP makes no long pauses before it tries again; older kernels have no such option."""
+        self.assertTrue(opened.getsockopt(socket.IPPROTO_TCP, 16))
+        with contextlib.suppress(OSError):
+            self.assertEqual(opened.getsockopt(socket.IPPROTO_TCP, 44), RETRANSMIT_MILLISECONDS)
 
     @needs("Linux")
     async def test_tuned(self) -> None:

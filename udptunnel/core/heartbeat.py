@@ -5,7 +5,9 @@ A PING is sent when none was for a while, and each is answered at once. While
 bursts arrive there is less need to ask, so it is done three times less often.
 Only an answer counts as a sign of life all the same, for a path may be dead
 in one direction only. A link is dead three intervals after it fell silent at
-the latest: one until a PING is due, two without an answer.
+the latest: one until a PING is due, two without an answer. Whose answers come
+slowly is not dead: on a path that loses much, each waits for what was sent
+before it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Heartbeat:
     def __init__(self, interval: float, now: float) -> None:
         self.interval = interval
         self.heardAt = -inf
-        self._pingedAt = now
+        self._pingedAt = self._answeredAt = now
         self._unanswered: deque[float] = deque()
 
     def due(self, now: float) -> bool:
@@ -49,7 +51,7 @@ class Heartbeat:
         self._pingedAt = now
         self._unanswered.append(now)
 
-    def ponged(self, sentAt: float) -> bool:
+    def ponged(self, sentAt: float, now: float) -> bool:
         """
         The PING of C{sentAt} was answered, and with it all before it.
 
@@ -62,6 +64,7 @@ class Heartbeat:
             unanswered.popleft()
         # Several may be of one moment, and each has an answer of its own.
         unanswered.popleft()
+        self._answeredAt = now
         return True
 
     def late(self, now: float, roundTrip: float) -> bool:
@@ -73,4 +76,4 @@ class Heartbeat:
         return self._waited(now) > MISSES * self.interval
 
     def _waited(self, now: float) -> float:
-        return now - self._unanswered[0] if self._unanswered else 0.0
+        return now - max(self._unanswered[0], self._answeredAt) if self._unanswered else 0.0

@@ -235,7 +235,7 @@ class Link:
         self.relay = Relay(limits.targets)
         self._counters = counters
         self._heartbeat = Heartbeat(limits.heartbeat, now)
-        self._full = False
+        self._full = self._owed = False
         self._backlog = MOST_BACKLOG
         self._pending: list[bytes] = []
         self._pong = b""
@@ -262,7 +262,7 @@ class Link:
 
         @return: the bursts that must wait.
         """
-        if self._full or self.window.reserve <= 0:
+        if self._full or self.window.reserve <= 0 or self._stalled(now):
             return parcels
         sparse = [each for each in parcels if len(each[3]) <= SPARSE_BYTES and not self.queue.holds(each[0])]
         if not sparse:
@@ -290,13 +290,24 @@ class Link:
 
     def _open(self, now: float) -> bool:
         """Whether more may be sent; asked only when there is more."""
+        if self._stalled(now):
+            return False
         if not self._full and self.window.room > 0:
             return True
         self.window.crowd(now)
         # The window may have shrunk below what no PING followed, and only an answer makes room again.
-        if not self._full and self.window.wantsPing():
+        if not self._full and self.window.wantsPing(now):
             self.ask(now)
         return False
+
+    def _stalled(self, now: float) -> bool:
+        """
+        Whether the path lets nothing through for a while, as one does that loses much.
+
+        What it is given now would arrive too late, and hold up what comes
+        later: the queue is the better place, where it gets too old.
+        """
+        return bool(self.limits.delay) and self.late(now)
 
     def _writeChunk(self, buffers: list[Buffer], now: float) -> None:
         length = sum(map(len, buffers))
@@ -305,7 +316,7 @@ class Link:
         if self._pong:
             buffers.append(self._pong)
             self._pong = b""
-        if self.window.wantsPing():
+        if self.window.wantsPing(now):
             buffers.append(self._ping(now))
         self._full = not self.carrier.write(buffers)
 
@@ -314,7 +325,7 @@ class Link:
         moment = self._moment = max(int(now * 1e6), self._moment + 1)
         frame = ping(moment)
         self.window.wrote(len(frame))
-        self.window.pinged = self.window.sent
+        self.window.pinged(now)
         # Not "now": the answer is to be known again by its moment.
         self._heartbeat.pinged(moment / 1e6)
         return frame
@@ -323,6 +334,8 @@ class Link:
         """The carrier takes more."""
         self._full = False
         self._flushControl()
+        if self._owed:
+            self.ask(now)
         self.flush(now)
 
     def flush(self, now: float) -> None:
@@ -451,7 +464,7 @@ class Link:
     def _pongReceived(self, body: Buffer, now: float) -> None:
         moment, received = unpackPong(body)
         sentAt = min(moment / 1e6, now)
-        if self._heartbeat.ponged(moment / 1e6):
+        if self._heartbeat.ponged(moment / 1e6, now):
             if self._fence is not None and moment / 1e6 >= self._fence:
                 self._fence = None
             self.window.arrived(sentAt, received, now)
@@ -522,7 +535,8 @@ class Link:
                 self.ask(now)
 
     def ask(self, now: float) -> None:
-        """Send a PING, or if the path is full at least start the clock of the heartbeat."""
+        """Send a PING; if the path is full when it takes more, but the clock of the heartbeat starts."""
+        self._owed = self._full
         if self._full:
             self._heartbeat.pinged(now)
         else:

@@ -45,6 +45,9 @@ is measured, hence the window, hence the rate.
 """
 
 
+ASK_SECONDS = 0.25
+"""While bytes are sent a PING follows them after this time at the latest, so that a path that stalls is noticed."""
+
 LEAST_BACKLOG, MOST_BACKLOG = 1 << 16, 1 << 20
 """Bytes that may wait in the kernel: with fewer, a lossy path would not be used; more would be no queue of ours."""
 
@@ -59,7 +62,8 @@ class Window:
         """
         self.delay = delay
         self.size = self._whole = float(START)
-        self.sent = self.acknowledged = self.pinged = 0
+        self.sent = self.acknowledged = self._pinged = 0
+        self._pingedAt = now
         self.roundTrip = self.smallest = 0.0
         self._rate = 0.0
         self._growing = True
@@ -121,14 +125,19 @@ class Window:
         """C{length} bytes went to the link."""
         self.sent += length
 
-    def wantsPing(self) -> bool:
+    def pinged(self, now: float) -> None:
+        """A PING was the last that went to the link."""
+        self._pinged, self._pingedAt = self.sent, now
+
+    def wantsPing(self, now: float) -> bool:
         """
-        Whether a PING should follow what was sent: one for each eighth of the window.
+        Whether a PING should follow what was sent: one for each eighth of the window, and soon enough.
 
         So there is one on the way whenever there is no room, for only its
         answer makes room again; unless the window has shrunk since it was sent.
         """
-        return bool(self.delay) and self.sent - self.pinged >= self.size / 8
+        unasked = self.sent - self._pinged
+        return bool(self.delay) and (unasked >= self.size / 8 or (unasked > 0 and now - self._pingedAt >= ASK_SECONDS))
 
     def crowd(self, now: float) -> None:
         """More is to be sent than the path takes."""
