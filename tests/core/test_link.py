@@ -1328,8 +1328,9 @@ class StallTests(SynchronousTestCase):
         link, carrier, moment = self.stalled()
         self.send(link, b"still", 1.9)
         self.assertEqual(bodies(carrier.takeFrames()), [b"still"])
-        for payload, now in ((b"too old", 2.1), (b"sparse", 2.2), (b"new", 2.9)):
-            self.send(link, payload, now)
+        self.send(link, b"too old", 2.1)
+        link.offer([makeParcel(makeAssociation(7), b"of a sparse flow")], 2.2)
+        self.send(link, b"new", 2.9)
         self.assertEqual(carrier.take(), b"")
         feed(link, pong(moment, 0), 3.0)
         self.assertEqual(bodies(carrier.takeFrames()), [b"new"])
