@@ -83,6 +83,24 @@ class TurnsTests(SynchronousTestCase):
         self.patch(turns.platform, "machine", lambda: "pdp11")
         self.assertFalse(turns.shortenTurns())
 
+    def test_usual(self) -> None:
+        """Who starts others can have turns of the usual length meanwhile, even if that goes wrong."""
+        kernel = Kernel()
+        self._shorten(kernel)
+        with self.assertRaises(OSError), turns.usualTurns():
+            self.assertEqual([48, OTHER, 0, 5, 0, 0, 0, 0], kernel.attributes)
+            raise OSError
+        self.assertEqual([48, OTHER, 0, 5, 0, 100_000, 0, 0], kernel.attributes)
+
+    def test_usualUnasked(self) -> None:
+        """Where turns are not short nothing is changed for that."""
+        kernel = Kernel(fair=False)
+        self._shorten(kernel)
+        kernel.writes.clear()
+        with turns.usualTurns():
+            pass
+        self.assertEqual([], kernel.writes)
+
     def test_giveWayUnasked(self) -> None:
         """Who did not ask for short turns gives no way."""
         turns.giveWay()

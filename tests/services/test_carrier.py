@@ -6,6 +6,8 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from twisted.internet import reactor
@@ -17,6 +19,7 @@ from tests.services.children import KILL, TERM, ChildReactor
 from tests.waiting import until
 from udptunnel.errors import ListenError
 from udptunnel.net.guard import FAREWELL_SECONDS, Guard
+from udptunnel.services import carrier
 from udptunnel.services.carrier import DRAIN_SECONDS, STABLE_SECONDS, Carrier, Program
 from udptunnel.services.reconnecting import LAST_SECONDS
 
@@ -66,6 +69,22 @@ class CarrierTests(LogTestCase):
         self.assertEqual(self.reactor.child.words, ["guarded", "true", "-x"])
         self.assertEqual(self.reactor.child.environment["OURS"], "1")
         self.assertEqual(self.carrier.process, self.reactor.child.pid)
+
+    def test_turns(self) -> None:
+        """It begins with turns on a processor as long as anybody's, whatever we have chosen for ourselves."""
+        steps: list[str] = []
+
+        @contextmanager
+        def usualTurns() -> Iterator[None]:
+            steps.append("usual")
+            yield
+            steps.append("ours")
+
+        spawn = self.reactor.spawnProcess
+        self.patch(carrier, "usualTurns", usualTurns)
+        self.patch(self.reactor, "spawnProcess", lambda *how, **more: steps.append("start") or spawn(*how, **more))
+        self.start()
+        self.assertEqual(steps, ["usual", "start", "ours"])
 
     def test_noProgram(self) -> None:
         """A program that there is not is not started, and what asked for it is named."""

@@ -18,6 +18,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from struct import Struct
 
 from udptunnel.net.platforms import LINUX, libc
@@ -32,6 +34,9 @@ _ATTRIBUTES = Struct("=IIQiIQQQ")
 """C{struct sched_attr} (linux/sched/types.h): size, policy, flags, nice, priority, runtime, deadline, period."""
 
 _POLICY, _RUNTIME = 1, 5
+
+_USUAL = 0
+"""A length that leaves it to the system."""
 
 _FAIR = (0, 3)
 """SCHED_OTHER and SCHED_BATCH: who has chosen something else knows why."""
@@ -51,11 +56,29 @@ def shortenTurns() -> bool:
     global _short
     attributes = _read()
     if attributes is not None and attributes[_POLICY] in _FAIR:
-        attributes[_RUNTIME] = TURN_NANOSECONDS
-        _write(attributes)
+        _choose(attributes, TURN_NANOSECONDS)
         attributes = _read()
     _short = attributes is not None and attributes[_RUNTIME] == TURN_NANOSECONDS
     return _short
+
+
+@contextmanager
+def usualTurns() -> Iterator[None]:
+    """
+    Take turns of the usual length meanwhile.
+
+    Processes begin with the turns of who starts them, and others know better
+    than we what is good for them.
+    """
+    attributes = _read() if _short else None
+    if attributes is None:
+        yield
+        return
+    _choose(attributes, _USUAL)
+    try:
+        yield
+    finally:
+        _choose(attributes, TURN_NANOSECONDS)
 
 
 def giveWay() -> None:
@@ -72,7 +95,9 @@ def _read() -> list[int] | None:
     return list(_ATTRIBUTES.unpack(area.raw))
 
 
-def _write(attributes: list[int]) -> None:
+def _choose(attributes: list[int], runtime: int) -> None:
+    """Have turns of some length, and leave everything else as it is."""
+    attributes[_RUNTIME] = runtime
     _call(1, ctypes.create_string_buffer(_ATTRIBUTES.pack(*attributes)), 0)
 
 

@@ -26,6 +26,7 @@ from udptunnel.core.saidlines import SaidLines
 from udptunnel.errors import ListenError
 from udptunnel.net.guard import FAREWELL_SECONDS, Guard
 from udptunnel.net.platforms import require
+from udptunnel.net.turns import usualTurns
 from udptunnel.services.reconnecting import backOff
 
 STABLE_SECONDS = 10.0
@@ -110,13 +111,14 @@ class Carrier(Service):
         words = self._guard.words(self.program.command)
         try:
             self._guard.start()
-            child = self._reactor.spawnProcess(
-                _Child(self, self._reactor),
-                words[0],
-                words,
-                env={**os.environ, **self._environment()},
-                childFDs=self._guard.descriptors,
-            )
+            with usualTurns():
+                child = self._reactor.spawnProcess(
+                    _Child(self, self._reactor),
+                    words[0],
+                    words,
+                    env={**os.environ, **self._environment()},
+                    childFDs=self._guard.descriptors,
+                )
         except OSError as error:
             self._over(f"can not be started: {error.strerror}")
         else:
