@@ -19,7 +19,7 @@ from bench.peers import Peer, Tunnel
 from bench.picture import Mark, Panel, picture
 from bench.places import LOOPBACK
 from bench.programs import BenchError, commandName, family
-from bench.report import machineFacts
+from bench.report import machineFacts, madeBy
 from bench.table import Column, Figure, Results, markdown, percent, remarkLines, rows, short, terminalHeads, text
 
 NAME = "chain"
@@ -164,7 +164,7 @@ def page(results: Results, facts: Sequence[tuple[str, str]], how: str) -> str:
     lines = [
         "# Results: through shadowsocks and simple-obfs",
         "",
-        f"Made by `{how}`; see [how to read and to repeat them](README.md#through-shadowsocks-and-simple-obfs).",
+        madeBy(how, results, "#through-shadowsocks-and-simple-obfs"),
         "",
         *(f"* {name}: {fact}" for name, fact in facts),
         "",
@@ -238,7 +238,7 @@ def main(words: Sequence[str] | None = None) -> None:
     print(terminal(results))
     facts = machineFacts()
     how = " ".join(["python -m bench.chain", *withoutOutput(given)])
-    COMMAND.write(options, page(results, facts, how), chainPicture(results, facts))
+    COMMAND.write(options, results, page(results, facts, how), chainPicture(results, facts))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.__main__ import PARTIAL, PUBLISHED, raiseDescriptorLimit, someOf
+from bench.__main__ import PARTIAL, PUBLISHED, STOPPED, raiseDescriptorLimit, someOf
 from bench.measures import Measure
 from bench.peers import Peer
 from bench.programs import REPOSITORY
+from bench.table import Results
 
 
 class Command:
@@ -43,8 +44,8 @@ class Command:
         return parser
 
     def begin(self) -> None:
-        """Make the process fit: as many descriptors as there may be, and an end that leaves nothing behind."""
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        """Make the process fit: as many descriptors as there may be, and an end that keeps what was measured."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         raiseDescriptorLimit()
 
     def chosen(self, options: argparse.Namespace) -> tuple[list[Peer], list[Measure], int]:
@@ -53,12 +54,25 @@ class Command:
         measures = [measure for measure in self._measures if measure.kind in options.measure]
         return peers, measures, options.rounds or (1 if options.quick else self._rounds)
 
-    def write(self, options: argparse.Namespace, page: str, picture: str) -> None:
-        """Write the page and the picture; only what is whole goes where it is published."""
+    def folder(self, options: argparse.Namespace, results: Results) -> Path:
+        """Where the page and the picture go: only what is whole goes where it is published, unless somebody says so."""
+        if options.output:
+            return Path(options.output)
         peers, measures, _ = self.chosen(options)
-        whole = not options.quick and len(peers) == len(self._peers) and len(measures) == len(self._measures)
-        folder = options.output or REPOSITORY / (PUBLISHED if whole else PARTIAL)
+        all_ = len(peers) == len(self._peers) and len(measures) == len(self._measures)
+        whole = all_ and not (options.quick or results.stopped)
+        return REPOSITORY / (PUBLISHED if whole else PARTIAL)
+
+    def write(self, options: argparse.Namespace, results: Results, page: str, picture: str) -> None:
+        """
+        Write the page and the picture.
+
+        @raise SystemExit: that was not all, for somebody had enough.
+        """
+        folder = self.folder(options, results)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.name}.md").write_text(page)
         (folder / f"{self.name}.svg").write_text(picture)
         print(f"written: {folder}/{self.name}.md, {folder}/{self.name}.svg")
+        if results.stopped:
+            sys.exit(STOPPED)

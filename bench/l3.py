@@ -17,7 +17,7 @@ from bench.measures import QUICK, Effort, Figures, Measure
 from bench.peers import Peer
 from bench.picture import Mark, Panel, picture
 from bench.programs import BenchError, cpuSeconds
-from bench.report import machineFacts
+from bench.report import machineFacts, madeBy
 from bench.table import Column, Figure, Results, markdown, percent, remarkLines, rows, short, terminalHeads, text
 
 NAME = "l3"
@@ -115,7 +115,7 @@ def page(results: Results, measures: Sequence[Measure], facts: Sequence[tuple[st
     lines = [
         "# Results: IP packets between two sites",
         "",
-        f"Made by `{how}`; see [how to read and to repeat them](README.md#ip-packets-between-two-sites).",
+        madeBy(how, results, "#ip-packets-between-two-sites"),
         "",
         *(f"* {name}: {fact}" for name, fact in facts),
         "",
@@ -177,7 +177,7 @@ def main(words: Sequence[str] | None = None) -> None:
     print(terminal(results, measures))
     facts = machineFacts()
     how = "python -m bench.l3" + " --quick" * options.quick
-    COMMAND.write(options, page(results, measures, facts, how), l3Picture(results, facts))
+    COMMAND.write(options, results, page(results, measures, facts, how), l3Picture(results, facts))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,17 @@ def terminalTable(results: Results, measures: Sequence[Measure], width: int) -> 
     return "\n".join([*parts, *remarks]) + "\n"
 
 
+def madeBy(how: str, results: Results, part: str = "") -> str:
+    """
+    The line that says where a page comes from, and whether it is whole.
+
+    @param how: what was run.
+    @param part: which part of the guide is about it.
+    """
+    stopped = f", {results.stopped}" if results.stopped else ""
+    return f"Made by `{how}`{stopped}; see [how to read and to repeat them](README.md{part})."
+
+
 def resultsPage(results: Results, measures: Sequence[Measure], facts: Sequence[tuple[str, str]], how: str) -> str:
     """
     The page with the results.
@@ -64,11 +75,10 @@ def resultsPage(results: Results, measures: Sequence[Measure], facts: Sequence[t
     @param how: what was run.
     """
     columns = columnsOf(measures)
-    stopped = f", {results.stopped}" if results.stopped else ""
     lines = [
         "# Results",
         "",
-        f"Made by `{how}`{stopped}; see [how to read and to repeat them](README.md).",
+        madeBy(how, results),
         "",
         *(f"* {name}: {fact}" for name, fact in facts),
         "",

@@ -15,7 +15,7 @@ from bench.measures import QUICK, Effort, Figures, Measure
 from bench.peers import Peer
 from bench.picture import Mark, Panel, picture
 from bench.programs import BenchError, cpuSeconds
-from bench.report import machineFacts
+from bench.report import machineFacts, madeBy
 from bench.table import Column, Figure, Results, markdown, percent, remarkLines, rows, short, terminalHeads, text
 from bench.tunpeers import TARGET, TUN_PEERS, OursTun, TunPeer, TunRun, proxyName
 
@@ -106,7 +106,7 @@ def page(results: Results, measures: Sequence[Measure], facts: Sequence[tuple[st
     lines = [
         "# Results: through a TUN and a SOCKS5 server",
         "",
-        f"Made by `{how}`; see [how to read and to repeat them](README.md#through-a-tun).",
+        madeBy(how, results, "#through-a-tun"),
         "",
         *(f"* {name}: {fact}" for name, fact in (*facts, ("SOCKS5 server", proxyName()))),
         "",
@@ -167,7 +167,7 @@ def main(words: Sequence[str] | None = None) -> None:
     print(terminal(results, measures))
     facts = machineFacts()
     how = "python -m bench.tun" + " --quick" * options.quick
-    COMMAND.write(options, page(results, measures, facts, how), tunPicture(results, facts))
+    COMMAND.write(options, results, page(results, measures, facts, how), tunPicture(results, facts))
 
 
 if __name__ == "__main__":

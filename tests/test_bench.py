@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import math
 import os
 import shutil
 import socket
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
@@ -42,7 +43,7 @@ from bench.peers import PEERS, Launch, Peer
 from bench.picture import Axis, Mark, Panel, linearAxis, logarithmicAxis, picture, tickText
 from bench.places import LOOPBACK, Site
 from bench.programs import BenchError, until
-from bench.report import resultsPage, resultsPicture, terminalTable
+from bench.report import madeBy, resultsPage, resultsPicture, terminalTable
 from bench.search import MOST_LOST, findMost
 from bench.stream import StreamEcho, StreamWay
 from bench.table import Column, Figure, Results, fold, markdown, percent, remarkLines, rows, short, text
@@ -428,6 +429,22 @@ class RunTests(SynchronousTestCase):
         page = resultsPage(results, [self.measure], [], "python -m bench")
         self.assertIn("Made by `python -m bench`, stopped after 1 of 3 steps;", page)
         self.assertEqual(program.outputFolder(program.parse([]), stopped=True), program.REPOSITORY / program.PARTIAL)
+
+    def test_stoppedCommands(self) -> None:
+        """So it is with the benches of one part."""
+        results = Results()
+        for part in (chain, l3, tun):
+            options = part.parse([])
+            results.stopped = ""
+            self.assertEqual(part.COMMAND.folder(options, results), program.REPOSITORY / program.PUBLISHED)
+            results.stopped = "stopped after 1 of 3 steps"
+            self.assertEqual(part.COMMAND.folder(options, results), program.REPOSITORY / program.PARTIAL)
+            options.output = Path(self.mktemp())
+            with self.assertRaises(SystemExit) as ended, redirect_stdout(io.StringIO()):
+                part.COMMAND.write(options, results, madeBy("python", results), "")
+            self.assertEqual(ended.exception.code, program.STOPPED)
+            written = (options.output / f"{part.COMMAND.name}.md").read_text()
+            self.assertIn("stopped after 1 of 3 steps", written)
 
     def test_gso(self) -> None:
         """A peer that can not have GSO senders has the figures without."""
