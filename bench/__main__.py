@@ -135,19 +135,48 @@ def _progress(line: str) -> None:
 
 def outputFolder(options: argparse.Namespace, stopped: bool = False) -> Path:
     """Where results go. What is not a whole run does not replace results of one unless it is told to."""
+    return folderOf(options, len(PEERS), len(KINDS), stopped)
+
+
+def folderOf(options: argparse.Namespace, peers: int, kinds: int, stopped: bool) -> Path:
+    """
+    The same for any of the commands.
+
+    @param peers: how many it knows; with fewer a run is not whole.
+    @param kinds: how many kinds of measures it knows.
+    """
     if options.output is not None:
         return Path(options.output)
-    whole = not (stopped or options.quick) and len(options.only) == len(PEERS) and len(options.measure) == len(KINDS)
+    whole = not (stopped or options.quick) and len(options.only) == peers and len(options.measure) == kinds
     return REPOSITORY / (PUBLISHED if whole else PARTIAL)
+
+
+def prepare() -> None:
+    """Make the process fit: an end that keeps what was measured, and as many descriptors as there may be."""
+    # So that programs and namespaces are taken away then too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raiseDescriptorLimit()
+
+
+def write(folder: Path, name: str, results: Results, page: str, picture: str) -> None:
+    """
+    Write a page and its picture.
+
+    @raise SystemExit: that was not all, for somebody had enough.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(page)
+    (folder / f"{name}.svg").write_text(picture)
+    print(f"written: {folder}/{name}.md, {folder}/{name}.svg")
+    if results.stopped:
+        sys.exit(STOPPED)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the benchmarks, print the table, and write the page and the picture."""
     given = sys.argv[1:] if words is None else list(words)
     options = parse(given)
-    # So that programs and namespaces are taken away then too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    raiseDescriptorLimit()
+    prepare()
     peers = [peer for peer in PEERS if peer.name in options.only]
     measures = [measure for measure in MEASURES if measure.kind in options.measure]
     results = run(
@@ -155,13 +184,9 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     print(terminalTable(results, measures, shutil.get_terminal_size((0, 0)).columns))
     folder, facts = outputFolder(options, bool(results.stopped)), machineFacts()
-    folder.mkdir(parents=True, exist_ok=True)
     how = " ".join(["python -m bench", *(given if options.output is None else withoutOutput(given))])
-    (folder / "results.md").write_text(resultsPage(results, measures, facts, how))
-    (folder / "results.svg").write_text(resultsPicture(results, peers, facts))
-    print(f"written: {folder}/results.md, {folder}/results.svg")
-    if results.stopped:
-        sys.exit(STOPPED)
+    page = resultsPage(results, measures, facts, how)
+    write(folder, "results", results, page, resultsPicture(results, peers, facts))
 
 
 def withoutOutput(words: Sequence[str]) -> list[str]:

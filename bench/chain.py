@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from bench.__main__ import run, withoutOutput
+from bench.__main__ import prepare, run, withoutOutput
 from bench.chainpeers import CARRIERS, CHAIN_PEERS, PAIRS, Base, OursThrough
 from bench.command import Command
 from bench.load import Load, Sender
@@ -233,7 +233,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the benchmarks, print the tables, and write the page and the picture."""
     given = sys.argv[1:] if words is None else list(words)
     options = parse(given)
-    COMMAND.begin()
+    prepare()
     results = run(*COMMAND.chosen(options), effort(options))
     print(terminal(results))
     facts = machineFacts()

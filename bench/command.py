@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.__main__ import PARTIAL, PUBLISHED, STOPPED, raiseDescriptorLimit, someOf
+from bench.__main__ import folderOf, someOf, write
 from bench.measures import Measure
 from bench.peers import Peer
-from bench.programs import REPOSITORY
 from bench.table import Results
 
 
@@ -43,11 +40,6 @@ class Command:
         add("--output", type=Path, metavar="DIR", help="where the page and the picture go")
         return parser
 
-    def begin(self) -> None:
-        """Make the process fit: as many descriptors as there may be, and an end that keeps what was measured."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        raiseDescriptorLimit()
-
     def chosen(self, options: argparse.Namespace) -> tuple[list[Peer], list[Measure], int]:
         """Who is measured, what is, and how often."""
         peers = [peer for peer in self._peers if peer.name in options.only]
@@ -56,12 +48,8 @@ class Command:
 
     def folder(self, options: argparse.Namespace, results: Results) -> Path:
         """Where the page and the picture go: only what is whole goes where it is published, unless somebody says so."""
-        if options.output:
-            return Path(options.output)
-        peers, measures, _ = self.chosen(options)
-        all_ = len(peers) == len(self._peers) and len(measures) == len(self._measures)
-        whole = all_ and not (options.quick or results.stopped)
-        return REPOSITORY / (PUBLISHED if whole else PARTIAL)
+        kinds = {measure.kind for measure in self._measures}
+        return folderOf(options, len(self._peers), len(kinds), bool(results.stopped))
 
     def write(self, options: argparse.Namespace, results: Results, page: str, picture: str) -> None:
         """
@@ -69,10 +57,4 @@ class Command:
 
         @raise SystemExit: that was not all, for somebody had enough.
         """
-        folder = self.folder(options, results)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.md").write_text(page)
-        (folder / f"{self.name}.svg").write_text(picture)
-        print(f"written: {folder}/{self.name}.md, {folder}/{self.name}.svg")
-        if results.stopped:
-            sys.exit(STOPPED)
+        write(self.folder(options, results), self.name, results, page, picture)

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.__main__ import run
+from bench.__main__ import prepare, run
 from bench.command import Command
 from bench.iperf import iperf
 from bench.l3peers import L3_PEERS, TARGET, L3Peer, L3Run, OursL3
@@ -171,7 +171,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     """Run the benchmarks, print the tables, and write the page and the picture."""
     options = parse(words)
-    COMMAND.begin()
+    prepare()
     peers, measures, rounds = COMMAND.chosen(options)
     results = run(peers, measures, rounds, QUICK if options.quick else Effort())
     print(terminal(results, measures))

@@ -535,7 +535,7 @@ class Link:
                 self.ask(now)
 
     def ask(self, now: float) -> None:
-        """Send a PING; if the path is full when it takes more, but the clock of the heartbeat starts."""
+        """Send a PING, or if the path is full as soon as it takes more; the clock of the heartbeat starts at once."""
         self._owed = self._full
         if self._full:
             self._heartbeat.pinged(now)
