@@ -133,7 +133,7 @@ def _serve(far: Site, folder: Path, undo: ExitStack) -> None:
 def _proxyWords(far: Site, folder: Path) -> list[str]:
     path = os.environ.get(SOCKS_VARIABLE)
     if not path:
-        return ["microsocks", "-q", "-i", far.host, "-p", str(PROXY_PORT)]
+        return ["microsocks", "-i", far.host, "-p", str(PROXY_PORT)]
     configuration = folder / "socks.yml"
     # What YAML needs is a part of what JSON has.
     main = {"workers": 1, "port": PROXY_PORT, "listen-address": far.host, "udp-listen-address": far.host}
